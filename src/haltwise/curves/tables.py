@@ -10,17 +10,14 @@ import numpy.typing as npt
 
 from haltwise._core.arrays import plain_values
 from haltwise._core.errors import DataWarning, InputError, refusing_others, require, warn
-from haltwise.curves.raw import (
-    MOST_CELLS,
-    Keys,
-    NothingRecordedError,
-    RawRuns,
+from haltwise.curves.cells import (
     is_missing,
     is_unread_number,
     parse_number,
     parse_numbers,
     text_in_place,
 )
+from haltwise.curves.raw import MOST_CELLS, Keys, NothingRecordedError, RawRuns
 
 __all__ = ["MOST_COLUMNS", "PointTable", "frame_columns", "frame_runs"]
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from haltwise._core.errors import InputError, require
 from haltwise._core.settings import shown
 from haltwise._core.tensors import floating_dtype
-from haltwise.curves.raw import parse_numbers, text_in_place
+from haltwise.curves.cells import parse_numbers, text_in_place
 from haltwise.curves.readers.csv import opened_table
 from haltwise.curves.tables import frame_columns
 

@@ -11,7 +11,8 @@ import numpy.typing as npt
 
 from haltwise._core.arrays import array_names, read_arrays, real_numbers
 from haltwise._core.errors import InputError
-from haltwise.curves.raw import Keys, RawRuns, measured
+from haltwise.curves.cells import measured
+from haltwise.curves.raw import Keys, RawRuns
 from haltwise.curves.readers.base import Reader
 
 __all__ = ["Archive", "Arrays", "evaluated", "ragged", "texts"]

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import ClassVar, final
 
 from haltwise._core.errors import DataWarning, InputError, require, warn
-from haltwise.curves.raw import Keys, NothingRecordedError, RawRuns, parse_numbers
+from haltwise.curves.cells import parse_numbers
+from haltwise.curves.raw import Keys, NothingRecordedError, RawRuns
 from haltwise.curves.readers.base import Reader
 from haltwise.curves.readers.files import inner_suffix, open_text, stem
 from haltwise.curves.tables import MOST_COLUMNS, PointTable

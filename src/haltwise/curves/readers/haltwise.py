@@ -6,7 +6,8 @@ from typing import final
 
 import numpy as np
 
-from haltwise.curves.raw import Keys, RawRuns, measured
+from haltwise.curves.cells import measured
+from haltwise.curves.raw import Keys, RawRuns
 from haltwise.curves.readers.base import Reader
 from haltwise.processes.signals import SIGNALS
 from haltwise.recordings.runs import load_run

@@ -9,7 +9,8 @@ from typing import ClassVar, final
 import numpy as np
 
 from haltwise._core.arrays import real_numbers
-from haltwise.curves.raw import RawRuns, measured
+from haltwise.curves.cells import measured
+from haltwise.curves.raw import RawRuns
 from haltwise.curves.readers.archives import Archive, Arrays, texts
 
 __all__ = ["READERS", "TaskSet"]

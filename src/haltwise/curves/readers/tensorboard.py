@@ -13,7 +13,8 @@ from typing import Any, BinaryIO, NamedTuple, final
 import numpy as np
 
 from haltwise._core.errors import DataWarning, InputError, require, warn
-from haltwise.curves.raw import Keys, NothingRecordedError, RawRuns, measured
+from haltwise.curves.cells import measured
+from haltwise.curves.raw import Keys, NothingRecordedError, RawRuns
 from haltwise.curves.readers.base import Reader
 from haltwise.curves.tables import PointTable
 

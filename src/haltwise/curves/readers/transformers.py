@@ -8,7 +8,8 @@ from typing import Any, final
 import numpy as np
 
 from haltwise._core.errors import InputError
-from haltwise.curves.raw import Keys, NothingRecordedError, RawRuns, parse_number
+from haltwise.curves.cells import parse_number
+from haltwise.curves.raw import Keys, NothingRecordedError, RawRuns
 from haltwise.curves.readers.base import Reader
 from haltwise.curves.readers.files import open_text, parse_json
 from haltwise.curves.readers.jsonl import flat

@@ -7,8 +7,9 @@ from typing import final
 import numpy as np
 
 from haltwise._core.errors import InputError, require
+from haltwise.curves.cells import is_missing
 from haltwise.curves.columns import find_column
-from haltwise.curves.raw import Keys, RawRuns, is_missing
+from haltwise.curves.raw import Keys, RawRuns
 from haltwise.curves.readers.base import Reader
 from haltwise.curves.readers.csv import header_of, is_csv, read_table
 
