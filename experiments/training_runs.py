@@ -13,12 +13,14 @@ what runs of the same task reach.
 import argparse
 import json
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from haltwise._core.errors import DataWarning
-from haltwise.curves import read
+from haltwise._core.seen import marks_of
+from haltwise.curves import CurveModel, Curves, read
 from haltwise.curves.features import curve_features
 from haltwise.curves.forecast import Forecast, Rows
 from haltwise.curves.learning import Learned, learn, rows_of
@@ -32,12 +34,16 @@ MOST_RUNS = 2000
 COLUMNS = ("train_metric", "train_loss", "valid_loss", "logged_grad_norm_geomean")
 
 
-def rows_beside(data: Path, name: str, weight: float) -> Rows:
-    """Rows of some runs of a set, which weigh together as much as said, beside AlgoPerf's 5,000."""
+def beside(data: Path, name: str) -> Curves:
+    """Some runs of a set."""
     curves = read(data / f"{name}.npz").targets_among_peers()
     rng = np.random.default_rng(0)
-    some = np.sort(rng.permutation(curves.num_runs)[:MOST_RUNS])
-    rows = rows_of(curves.select(some), 0)
+    return curves.select(np.sort(rng.permutation(curves.num_runs)[:MOST_RUNS]))
+
+
+def rows_beside(curves: Curves, weight: float) -> Rows:
+    """Rows of runs, which weigh together as much as said, beside AlgoPerf's 5,000."""
+    rows = rows_of(curves, 0)
     return rows._replace(weight=rows.weight * (weight * 5000 / rows.weight.sum()))
 
 
@@ -52,9 +58,10 @@ def learned(data: Path, *, families: bool, seed: int) -> Learned:
         parts = [task.split("_") for task in curves.task]
         two = ("imagenet", "librispeech")  # whose second word is another model
         curves = curves.with_groups(["_".join(p[: 2 if p[0] in two else 1]) for p in parts])
-    return learn(
+    others = {name: beside(data, name) for name in SETS}
+    found = learn(
         curves,
-        beside=[rows_beside(data, name, weight) for name, weight in SETS.items()],
+        beside=[rows_beside(others[name], weight) for name, weight in SETS.items()],
         seed=seed,
         progress=print,
         provenance={
@@ -63,12 +70,15 @@ def learned(data: Path, *, families: bool, seed: int) -> Learned:
             "command": "python experiments/training_runs.py DATA OUT.safetensors",
         },
     )
+    seen = marks_of(curve.loss for each in (curves, *others.values()) for curve in each)
+    card = replace(found.model.card, seen=seen)
+    return found._replace(model=CurveModel(found.model.forecast, card))
 
 
 def try_without(data: Path, unseen: str) -> None:
     """Forecast the runs of a set with trees that were fitted to the others."""
     names = [name for name in SETS if name != unseen]
-    parts = [rows_beside(data, name, SETS[name]) for name in names]
+    parts = [rows_beside(beside(data, name), SETS[name]) for name in names]
     parts.append(rows_of(read(data / "algoperf.npz", columns=COLUMNS), 0))
     forecast = Forecast.fit(Rows.join(parts), seed=0)
     curves = read(data / f"{unseen}.npz").targets_among_peers()

@@ -787,6 +787,7 @@ def test_runs_that_are_refused() -> None:
         (one, {"budget": -1}, "a budget must be finite and not negative, got .-1"),
         (one, {"budget": np.inf}, "a budget must be finite and not negative, got .inf"),
         (one, {"target": "low"}, "target must hold real numbers .*'low'.*give one or one for each"),
+        (one, {"cost": [0.0, 1.0]}, r"cost must be the name of a column, got \[0.0, 1.0\]"),
         (one, {"group": [np.nan]}, "group has no entry for run .0."),
         (one, {"group": np.ma.masked_equal([7], 7)}, "group has no entry for run .0."),
     ):

@@ -328,17 +328,18 @@ def test_no_seed_is_negative() -> None:
 
 def test_a_stop_is_learned_judged_and_watched_for_from_files(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
-    losses = np.exp(-rng.uniform(0.05, 0.5, (24, 1)) * np.arange(30))
-    lines = [
-        f"r{run},p{run % 3},{epoch},{loss:.6f}"
-        for run, row in enumerate(losses)
-        for epoch, loss in enumerate(row)
-    ]
-    (tmp_path / "runs.csv").write_text("\n".join(["run,project,epoch,loss", *lines, ""]))
+    losses = np.exp(-rng.uniform(0.05, 0.5, (48, 1)) * np.arange(30))
+    for name, half in (("runs.csv", losses[:24]), ("others.csv", losses[24:])):
+        lines = [
+            f"r{run},p{run % 3},{epoch},{loss:.6f}"
+            for run, row in enumerate(half)
+            for epoch, loss in enumerate(row)
+        ]
+        (tmp_path / name).write_text("\n".join(["run,project,epoch,loss", *lines, ""]))
     runs, out = str(tmp_path / "runs.csv"), str(tmp_path / "early")
     columns = ["--metric", "loss", "--cost", "epoch"]
-    reading = [runs, "--group", "project", *columns]
-    learning = ["learn", *reading, "--stop-early", "--out", out]
+    reading = ["--group", "project", *columns]
+    learning = ["learn", runs, *reading, "--stop-early", "--out", out]
     missing = CliRunner().invoke(cli, learning)
     assert "--stop-early needs --price" in str(missing.exception)
     assert not Path(out).exists()
@@ -347,7 +348,10 @@ def test_a_stop_is_learned_judged_and_watched_for_from_files(tmp_path: Path) -> 
     assert "best equal" in done.output
     page = Path(out, "report.html").read_text()
     assert "When to stop a run early" in page
-    judged = ["judge", out, *reading, "--json", str(tmp_path / "found.json")]
+    with pytest.raises(DataWarning, match="about 100 % of these runs are among those"):
+        CliRunner().invoke(cli, ["judge", out, runs, *reading], catch_exceptions=False)
+    others = str(tmp_path / "others.csv")
+    judged = ["judge", out, others, *reading, "--json", str(tmp_path / "found.json")]
     assert CliRunner().invoke(cli, judged).exit_code == 0
     unused = CliRunner().invoke(cli, [*judged, "--target-quantile", "0.5"])
     assert "--target-quantile cannot be given here" in str(unused.exception)

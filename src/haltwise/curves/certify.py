@@ -13,7 +13,7 @@ from haltwise.certificates import (
     certify_table,
     set_aside,
 )
-from haltwise.curves.copies import warn_of_copied_runs
+from haltwise.curves.copies import require_unseen_runs, warn_of_copied_runs
 from haltwise.curves.curves import Curves
 from haltwise.curves.levels import GiveUps, candidate_levels
 from haltwise.curves.rule import CurveRule, checked_scores
@@ -50,8 +50,9 @@ def certify_curves(
         number of successes or groups needed.
 
     Raises:
-        InputError: No run has a target, or no run meets it; a score is NaN; or the rule holds
-            something by which it cannot be known again, such as an open file.
+        InputError: No run has a target, or no run meets it; the rule was learned on one in a
+            hundred of the runs or more; a score is NaN; or the rule holds something by which it
+            cannot be known again, such as an open file.
 
     Warns:
         CalibrationWarning: One run in a hundred or more has the very points of another, or groups
@@ -76,6 +77,7 @@ def certify_curves(
         bool(succeeded.any()),
         "no run meets its target, so there is no success to lose; name another target",
     )
+    require_unseen_runs(rule, curves)
     groups = curves.group.tolist() if grouped else None
     warn_of_copied_runs(curves, groups)
     aside = set_aside(curves.num_runs, groups).numpy()

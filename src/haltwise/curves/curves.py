@@ -12,7 +12,7 @@ import numpy.typing as npt
 from haltwise._core.arrays import real_numbers
 from haltwise._core.errors import DataWarning, require, warn
 from haltwise._core.files import write_atomically
-from haltwise._core.settings import one_of
+from haltwise._core.settings import one_of, shown
 from haltwise.curves.columns import Direction
 from haltwise.curves.raw import Keys
 from haltwise.curves.tables import frame_runs
@@ -211,6 +211,12 @@ class Curves:
             "runs must be a list with one dictionary a run, of its columns by name",
         )
         require(len(runs) > 0, "there are no runs; give at least one")
+        for what, column in (("cost", cost), ("metric", metric)):
+            require(
+                isinstance(column, str),
+                f"{what} must be the name of a column, got {shown(column)}; numbers are columns of "
+                "the runs, or of a matrix its costs",
+            )
         for what, given in (("name", name), ("group", group), ("task", task)):
             require(
                 given is None or len(given) == len(runs),

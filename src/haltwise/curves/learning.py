@@ -8,7 +8,7 @@ import numpy.typing as npt
 
 from haltwise._core.errors import DataWarning, require, warn
 from haltwise._core.settings import one_of
-from haltwise.curves.copies import warn_of_copied_runs
+from haltwise.curves.copies import marks_of_runs, warn_of_copied_runs
 from haltwise.curves.curves import Curves, Floats
 from haltwise.curves.features import FEATURES, curve_features, shares_beside
 from haltwise.curves.folds import deal
@@ -156,6 +156,7 @@ def learn(
         beside={} if beside else shares_beside(curves),  # other sets lack columns that these have
         num_runs=curves.num_runs,
         num_groups=len(np.unique(curves.group)),
+        seen=marks_of_runs(curves),
         provenance={"pretrained": chosen is not None, **(provenance or {})},
     )
     return Learned(CurveModel(forecast, card), curves, chances, folds)

@@ -12,6 +12,7 @@ import torch
 from haltwise._core.errors import InputError, require
 from haltwise._core.files import digest, load_tensors, save_tensors
 from haltwise._core.percent import in_percent
+from haltwise._core.seen import require_marks
 from haltwise._core.settings import price_per_unit, require_types
 from haltwise.certificates import Certificate
 from haltwise.curves.curves import Curve, Curves, Floats
@@ -81,6 +82,9 @@ class CurveCard:
     """Runs it was learned on."""
     num_groups: int = 0
     """Groups of these runs."""
+    seen: str = field(default="", repr=False)
+    """Marks of these runs, see `haltwise.curves.copies.marks_of_runs`; empty if they are not known,
+    as of older files."""
     certificates: tuple[Certificate, ...] = ()
     """Levels that keep a bound, each for these very trees; see `haltwise.curves.certify_curves`."""
     provenance: Mapping[str, Any] = field(default_factory=dict)
@@ -91,6 +95,7 @@ class CurveCard:
             0 < self.cost_scale < float("inf"),
             f"the card's cost_scale must be above 0 and finite, got {self.cost_scale}",
         )
+        require_marks(self.seen)
 
     def to_json(self) -> dict[str, Any]:
         """A JSON object from which `from_json` makes the same card."""
@@ -170,6 +175,10 @@ class CurveModel(CurveRule):
             f"{card.metric} ({card.direction}) per {card.cost_unit}; levels that lost "
             f"{levels or 'nothing known'} of the successes)"
         )
+
+    @property
+    def seen(self) -> str:
+        return self.card.seen
 
     @property
     def digest(self) -> str:

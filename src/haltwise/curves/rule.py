@@ -39,6 +39,14 @@ class CurveRule(ABC):
         return checksum(self)
 
     @property
+    def seen(self) -> str:
+        """Marks of the runs that it was learned on (`haltwise.curves.copies.marks_of_runs`).
+
+        Empty where there are none, or none are kept: then nobody can tell who judges it by these.
+        """
+        return ""
+
+    @property
     def fixed_level(self) -> float | None:
         """The level of a rule that leaves none to choose."""
         return None

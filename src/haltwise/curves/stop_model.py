@@ -11,6 +11,7 @@ import torch
 
 from haltwise._core.errors import InputError, refusing_others, require
 from haltwise._core.files import digest, load_tensors, save_tensors
+from haltwise._core.seen import require_marks
 from haltwise._core.settings import one_of, require_types
 from haltwise.curves.curves import Curve, Floats
 from haltwise.curves.features import FEATURES, tell_lacking
@@ -60,6 +61,9 @@ class StopCard:
     """Runs it was learned on."""
     num_groups: int = 0
     """Groups of these runs."""
+    seen: str = field(default="", repr=False)
+    """Marks of these runs, see `haltwise.curves.copies.marks_of_runs`; empty if they are not known,
+    as of older files."""
     provenance: Mapping[str, Any] = field(default_factory=dict)
     """Where it comes from, for people. Nothing is decided by it."""
 
@@ -68,6 +72,7 @@ class StopCard:
         for name in ("price", "budget"):
             value = getattr(self, name)
             require(0 < value < float("inf"), f"the card's {name} must be above 0, got {value}")
+        require_marks(self.seen)
 
     def to_json(self) -> dict[str, Any]:
         """A JSON object from which `from_json` makes the same card."""
@@ -125,6 +130,10 @@ class StopModel(CurveRule):
             f"{card.price:g} per {card.cost_unit}; saved {card.saved:.3g} +- "
             f"{card.standard_error:.2g} a run)"
         )
+
+    @property
+    def seen(self) -> str:
+        return self.card.seen
 
     @property
     def fixed_level(self) -> float:

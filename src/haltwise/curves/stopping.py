@@ -11,6 +11,7 @@ import numpy.typing as npt
 from haltwise._core.arrays import real_numbers
 from haltwise._core.errors import DataWarning, require, warn
 from haltwise._core.settings import price_per_unit
+from haltwise.curves.copies import marks_of_runs
 from haltwise.curves.curves import Curve, Curves, Floats, Integers
 from haltwise.curves.features import shares_beside
 from haltwise.curves.learning import folds_of
@@ -133,6 +134,7 @@ def learn_to_stop(
         beside=shares_beside(curves) if isinstance(rule, ForecastRule) else {},
         num_runs=curves.num_runs,
         num_groups=len(np.unique(curves.group)),
+        seen=marks_of_runs(curves),
         provenance=provenance or {},
     )
     return LearnedStop(StopModel(rule, card), curves, worth, best.stops)

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from haltwise._core.errors import DataWarning, FitWarning, InputError, warn
+from haltwise.curves.copies import warn_of_seen_runs
 from haltwise.curves.curves import Curves, Floats
 from haltwise.curves.forecast import Forecast
 from haltwise.curves.learning import Learned, learn, with_room
@@ -170,10 +171,11 @@ def judge_curves(model: CurveModel, curves: Curves) -> GiveUpRecord:
 
     Warns:
         FitWarning: Many runs look unlike those that the model was learned on. It is a `DataWarning`
-            that runs without a target or a budget are left out, or medians of peers taken for
-            targets.
+            that runs without a target or a budget are left out, medians of peers taken for
+            targets, or that the model was learned on some of the runs.
     """
     curves = with_room(with_targets(curves))
+    warn_of_seen_runs(model, curves)
     _warn_of_unusual(model, curves)
     scale = None if curves.cost_unit == model.card.cost_unit else cost_scale(curves)
     levels = {name: model.level(lost=float(name), scale=scale) for name in model.card.levels}

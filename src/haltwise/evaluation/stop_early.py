@@ -6,6 +6,7 @@ from typing import Any, final
 import numpy as np
 import torch
 
+from haltwise.curves.copies import warn_of_seen_runs
 from haltwise.curves.curves import Curves, Floats, Integers
 from haltwise.curves.stop_model import StopModel
 from haltwise.curves.stopping import LearnedStop, judgeable, stops_of, worth_of
@@ -79,9 +80,11 @@ def judge_stops(
             be judged.
 
     Warns:
-        DataWarning: Runs are left out: they have one point, or their first loss is not finite.
+        DataWarning: Runs are left out: they have one point, or their first loss is not finite. Or
+            the model was learned on some of them.
     """
     model.require_unit(curves.cost_unit)
+    warn_of_seen_runs(model, curves)
     curves, worth = judgeable(curves.with_budgets(), worth_of(curves, returned))
     scores = [model.score(curve) for curve in curves]
     stops = stops_of(scores, np.array([model.fixed_level]), curves)

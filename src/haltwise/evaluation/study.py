@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from haltwise._core.errors import require
 from haltwise._core.random import stream
+from haltwise._core.seen import warn_of_seen
 from haltwise._core.settings import price_per_unit
 from haltwise._core.tensors import map_tensors
 from haltwise.evaluation.baselines import choose_policies, last_improvement
@@ -140,8 +141,12 @@ def judge_runs(
 
     Raises:
         InputError: The price is impossible, or the runs differ in length.
+
+    Warns:
+        DataWarning: The monitor was trained on more than one in a hundred of the runs to judge by.
     """
     price = price_per_unit(price)
+    warn_of_seen(model.card.seen, test.trajectory.loss, "runs")
     pair = [runs.keeping_best() if model.card.keeps_best else runs for runs in (test, tuning)]
     lengths = [runs.trajectory.num_steps for runs in pair]
     require(

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from haltwise._core.errors import InputError, require
+from haltwise._core.seen import require_unseen
 from haltwise._core.settings import (
     parameters,
     price_per_unit,
@@ -98,7 +99,8 @@ def certify(
         groups needed. Call `require()` on it to insist.
 
     Raises:
-        InputError: An argument is impossible, or a loss is above the bound.
+        InputError: An argument is impossible, a loss is above the bound, or the model was learned
+            on one in a hundred of what is recorded or more.
 
     Warns:
         CalibrationWarning: One problem in a hundred or more has the very losses of another, or
@@ -159,6 +161,8 @@ def certify(
     returns = RETURNABLE[unit][0] if returns is None else returns
     if group is not None:  # now, while labels stand in the order of the problems
         group = label_codes(group, recorded.num_items)
+    if model is not None:
+        require_unseen(model.card.seen, recorded.loss, "runs")
     record = torch.cat((recorded.loss, recorded.excess), 1).numpy()
     warn_of_copies([row.tobytes() for row in record], group)
     at_risk = risk if isinstance(risk, Risk) else FunctionOfStop(risk)

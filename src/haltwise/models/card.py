@@ -7,6 +7,7 @@ from typing import Any, Self, final
 from haltwise._core.errors import InputError, require
 from haltwise._core.nested_settings import Choice
 from haltwise._core.plugins import label
+from haltwise._core.seen import require_marks
 from haltwise._core.settings import require_types
 from haltwise.certificates.certificate import Certificate
 from haltwise.halting.halter import HalterSettings
@@ -68,6 +69,9 @@ class Card:
     scales: Scales | None = None
     """The scales of these problems, by which the units of others are recognised; None where
     training was interrupted before, or nothing shows gradients."""
+    seen: str = field(default="", repr=False)
+    """Marks of the recorded runs it was trained on, see `haltwise._core.seen`; empty for a family,
+    and if they are not known, as of older files."""
     provenance: Mapping[str, Any] = field(default_factory=dict)
     """Where the weights come from, for people: training settings, command, steps, seconds,
     metrics and versions. Nothing is decided by it."""
@@ -87,6 +91,7 @@ class Card:
             all(each.policy is not None and each.unit is not None for each in self.certificates),
             "a certificate on a card must name the policy that it is of; this one is of a table",
         )
+        require_marks(self.seen)
 
     @property
     def summary(self) -> str:
@@ -132,7 +137,7 @@ class Card:
         """A JSON object from which `from_json` makes the same card."""
         plain = replace(self, policies={}, certificates=(), provenance=dict(self.provenance))
         document = asdict(plain)
-        for name in ("engine", "readout_size"):  # so that fingerprints of older files stay
+        for name in ("engine", "readout_size", "seen"):  # so that fingerprints of older files stay
             if not document[name]:
                 del document[name]
         document["unit"] = self.unit.value
@@ -175,6 +180,7 @@ class Card:
             )
             given.setdefault("maximizes", False)  # older files have none
             given.setdefault("readout_size", 0)
+            given.setdefault("seen", "")
             plain = (
                 "price",
                 "horizon",
@@ -183,6 +189,7 @@ class Card:
                 "observed",
                 "keeps_best",
                 "maximizes",
+                "seen",
                 "provenance",
             )
             require_types(cls.__init__, {name: given[name] for name in plain})

@@ -270,5 +270,6 @@ def _blank_card(settings: TrainingSettings, source: Source) -> Card:
         readout_size=source.readout_size,
         keeps_best=settings.keeps_best,
         maximizes=source.maximizes,
+        seen=source.seen,
         family=family,
     )

@@ -14,6 +14,7 @@ from haltwise._core.errors import require
 from haltwise._core.files import digest
 from haltwise._core.plugins import is_file
 from haltwise._core.random import stream
+from haltwise._core.seen import marks_of
 from haltwise._core.tensors import map_tensors, widest
 from haltwise.engines import Engine
 from haltwise.engines.named import choice_of, engine_of, own_kinds
@@ -48,6 +49,8 @@ class Source(ABC):
     """R, how many numbers a process without an update rule shows of its inner state."""
     maximizes: bool = False
     """Whether the loss is the negative of a metric that is better the higher it is."""
+    seen: str = ""
+    """Marks of recorded runs, by which others tell whether they judge by these."""
     engine: Choice | None = None
     """What moves the problems where that is an engine of `haltwise.solve`."""
     description: dict[str, Any]
@@ -216,7 +219,7 @@ class RecordedSource(Source):
         runs = runs.keeping_best() if settings.keeps_best else runs
         warn_of_rounding(runs.trajectory.loss, settings.price)
         self.observed, self.maximizes = runs.observed, runs.maximizes
-        self.engine = runs.engine
+        self.engine, self.seen = runs.engine, marks_of(runs.trajectory.loss)
         recorded = vars(runs.trajectory)
         tensors = {name: value for name, value in recorded.items() if isinstance(value, Tensor)}
         self.description = {"observed": runs.observed, "recordings": digest(tensors, "")}
