@@ -1,21 +1,25 @@
 """Warnings where weights do not fit: never on the family trained on, always on one far from it."""
 
+import json
 import warnings
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from loops import steps_of_adam
+from loops import Decay, steps_of_adam
 from networks import given_grads
 from test_guard import InOtherUnits, rosenbrock
 
 import haltwise
 from haltwise import FitWarning, FunctionBatch, HaltingMonitor
 from haltwise.models import Choice
+from haltwise.models.card import Card
+from haltwise.models.first_rounds import FirstRounds
 from haltwise.processes.optimization import OptimizationProcess
 from haltwise.rollout import record
 from haltwise.tasks import family
+from haltwise.training import train_monitor
 from haltwise.update_rules import Adam
 
 SOLVERS = ("regression-2d", "regression-10d", "quadratic-10d", "student-t-10d")
@@ -118,6 +122,54 @@ def test_cards_without_scales_say_nothing() -> None:
     model.halting.card = replace(model.card, scales=None)
     process = OptimizationProcess(model.rule, family("logistic-10d").sample(20, stream()))
     haltwise.run(process, model)
+
+
+def trained_on(observed: str, tmp_path: Path) -> Path:
+    monitor = HaltingMonitor.recording(tmp_path / "runs")
+    for seed in range(100):
+        decay(monitor, seed, observed)
+    return train_monitor(tmp_path / "runs", tmp_path / "run", price=0.02, halting={"num_steps": 2})
+
+
+def decay(monitor: HaltingMonitor, seed: int, observed: str, unit: float = 1.0) -> None:
+    """A run whose losses and parameters are so many times as large."""
+    run = Decay(seed)
+    run.param.data *= unit
+    model = None if observed == "loss" else [run.param]
+    monitor.start(model)
+    for step in range(20):
+        loss = unit * run.step(step)
+        if observed == "updates":
+            run.param.grad, loss = None, loss / unit
+        monitor.update(loss, model)
+    monitor.close()
+
+
+@pytest.mark.parametrize("observed", ["loss", "updates", "gradients"])
+def test_a_loop_is_compared_with_those_recorded(observed: str, tmp_path: Path) -> None:
+    path = trained_on(observed, tmp_path)
+    for seed in range(1000, 1030):
+        decay(HaltingMonitor(path), seed, observed)  # a warning would be an error
+    size = {"loss": "gain", "updates": "update", "gradients": "gradient"}[observed]
+    for unit in (1e-3, 1e3):
+        with pytest.warns(FitWarning, match=f"this run lies far outside .* by the {size}") as told:
+            decay(HaltingMonitor(path), 1000, observed, unit)
+        assert len(told) == 1
+
+
+def test_processes_are_compared_with_those_trained_on() -> None:
+    model, problems = haltwise.load("regression-2d"), family("regression-2d")
+    recorded = record(model.rule, problems.sample(200, stream()), 20)
+    seen = FirstRounds.of(recorded)
+    assert seen is not None
+    assert FirstRounds.of(recorded.select(torch.arange(10))) is None
+    model.halting.card = replace(model.card, scales=None, first_rounds=seen)
+    assert Card.from_json(json.loads(json.dumps(model.card.to_json()))).first_rounds == seen
+    others = problems.sample(20, torch.Generator().manual_seed(9))
+    haltwise.run(OptimizationProcess(model.rule, others), model)
+    foreign = InOtherUnits.of(others, 1.0, 1e4)
+    with pytest.warns(FitWarning, match="most of 20 items lie far outside .* by the gradient"):
+        haltwise.run(OptimizationProcess(model.rule, foreign), model)
 
 
 @pytest.mark.parametrize("maximize", [False, True])

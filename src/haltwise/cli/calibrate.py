@@ -18,6 +18,7 @@ from haltwise.cli.settings import SettingsCommand
 from haltwise.cli.train import command_line
 from haltwise.models.card import Card
 from haltwise.models.files import halting_of
+from haltwise.models.first_rounds import FirstRounds
 from haltwise.report.formats import num
 from haltwise.report.page import Column, Table
 from haltwise.report.palette import rule_name
@@ -86,7 +87,9 @@ def command(
             scales = measure_scales(new, halting, recorded, stream(seed, "scales"))
             if scales is None and family is None:  # too few problems, those trained on were many
                 scales = card.scales
-        before = replace_weights(found, replace(new, scales=scales))
+            rounds = None if scales else FirstRounds.of(recorded) or card.first_rounds
+            new = replace(new, scales=scales, first_rounds=rounds)
+        before = replace_weights(found, new)
     write_json(json_path, kept)
     print_table(_table(card, chosen, num_items))
     click.echo(f"{found.path} (before: {before})")

@@ -17,11 +17,12 @@ from haltwise._core.tensors import require_like, undisturbed
 from haltwise.certificates import RiskMonitor
 from haltwise.curves.curves import Direction
 from haltwise.halting.session import HaltingSession
-from haltwise.interfaces.fit import warn_of_misfits
+from haltwise.interfaces.fit import warn_of_misfits, warn_of_other_rounds
 from haltwise.interfaces.run import price_of_each, warn_of_prices
 from haltwise.interfaces.run_monitor import Number
 from haltwise.interfaces.watched import Model, WatchedParameters, has_gradients, parameters_of
 from haltwise.models.files import certified, fingerprint
+from haltwise.models.first_rounds import CHECKED, FirstRounds
 from haltwise.models.halting_model import HaltingModel
 from haltwise.models.loading import load_halting
 from haltwise.models.optimizer_model import OptimizerModel
@@ -224,6 +225,7 @@ class HaltingMonitor:
         self._is_let_go = False
         self._stop_forgone: int | None = None
         self._begun: Tensor | None = None  # the signals of the first round
+        self._is_warned = False  # that it is unlike what was trained on
         self._watched = WatchedParameters()
         self._products: Tensor | None = None
         self._session = self._new_session()
@@ -349,7 +351,7 @@ class HaltingMonitor:
                 the runs that were trained on.
 
         Warns:
-            FitWarning: The first two rounds lie far outside what was trained on.
+            FitWarning: The first rounds lie far outside what was trained on.
             DataWarning: It stops, but losses are so large that rounding may be the cause.
         """
         if self._is_written:  # and so this is another run
@@ -390,10 +392,12 @@ class HaltingMonitor:
         if self._stop_forgone is not None:
             return  # whoever lets it go says when it ends
         assert self._model is not None
-        scales = self._model.card.scales
+        scales, rounds = self._model.card.scales, self._model.card.first_rounds
         if self._steps == 0:
             self._begun = signals
-        elif self._steps == 1 and scales is not None and self._begun is not None and finite:
+        if rounds is not None and finite:
+            self._compare(rounds, signals)
+        if self._steps == 1 and scales is not None and self._begun is not None and finite:
             warn_of_misfits(scales.is_foreign(self._begun, signals))
         if not finite:
             name = "metric" if self._maximizes else "loss"
@@ -413,6 +417,14 @@ class HaltingMonitor:
             self._holds = paid and not bool(decision.takes_update)
         elif self._steps + 1 >= self._limit:
             self._reason = f"it was trained on runs of {self._limit} rounds"
+
+    def _compare(self, rounds: FirstRounds, signals: Tensor) -> None:
+        """Compare the run with those trained on, and say once if it is unlike them all."""
+        if self._is_warned or self._steps not in CHECKED or self._begun is None:
+            return
+        first, loss = (each[:, SIGNALS.index("loss")] for each in (self._begun, signals))
+        lowest = loss.clamp_max(self._lowest)
+        self._is_warned = warn_of_other_rounds(rounds.misfits(self._steps, first, lowest, signals))
 
     @undisturbed(on_cpu=True)
     def take_back(self, model: Model) -> bool:

@@ -13,7 +13,7 @@ from haltwise._core.errors import FitWarning, InputError, require, warn
 from haltwise._core.settings import got, real_number, shown
 from haltwise._core.tensors import ZERO, undisturbed, widened
 from haltwise.halting.session import HaltingSession
-from haltwise.interfaces.fit import FirstStepsCheck
+from haltwise.interfaces.fit import FirstRoundsCheck, FirstStepsCheck, first_steps_check
 from haltwise.interfaces.kept import model_for
 from haltwise.models.files import placed
 from haltwise.models.halting_model import HaltingModel
@@ -89,7 +89,7 @@ def run(
     if halting is None:
         assert isinstance(stop, StopRule | StopPolicy)
         assert max_steps is not None
-        policy, num_steps, scales = _as_policy(stop, CostUnit.UPDATES), max_steps, None
+        policy, num_steps, check = _as_policy(stop, CostUnit.UPDATES), max_steps, None
         session = HaltingSession(policy, price_of_each(1.0, process.num_items, like))
     else:
         card = halting.card
@@ -99,9 +99,8 @@ def run(
         if stop is None:
             warn_of_prices(halting, prices)
         num_steps = card.horizon if max_steps is None else max_steps
-        scales = card.scales if stop is None else None
+        check = first_steps_check(card, process.num_items) if stop is None else None
     exact = isinstance(process, OptimizationProcess) and not process.batch.stochastic
-    check = None if scales is None else FirstStepsCheck(scales, process.num_items)
     graphs = None
     if optimizer is not None and isinstance(process, OptimizationProcess):
         graphs = model_for(optimizer, like)[1] if process.is_moved_by(optimizer.rule) else None
@@ -148,7 +147,7 @@ def _halting(model: object, stop: object, price: object, max_steps: object) -> H
 class _RunWatch(RowWatch):
     """Check the first steps, and take those away that have nothing to gain."""
 
-    def __init__(self, check: FirstStepsCheck | None, *, is_exact: bool) -> None:
+    def __init__(self, check: FirstStepsCheck | FirstRoundsCheck | None, *, is_exact: bool) -> None:
         self._check, self._is_exact = check, is_exact
 
     def __call__(self, items: Tensor, observation: StepObservation) -> Tensor | None:

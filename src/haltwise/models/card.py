@@ -11,6 +11,7 @@ from haltwise._core.seen import require_marks
 from haltwise._core.settings import require_types
 from haltwise.certificates.certificate import Certificate
 from haltwise.halting.halter import HalterSettings
+from haltwise.models.first_rounds import FirstRounds
 from haltwise.models.scales import Scales
 from haltwise.processes.observation import Observed
 from haltwise.stop_rules import CostUnit, StopPolicy
@@ -69,6 +70,9 @@ class Card:
     scales: Scales | None = None
     """The scales of these problems, by which the units of others are recognised; None where
     training was interrupted before, or nothing shows gradients."""
+    first_rounds: FirstRounds | None = None
+    """What the first rounds of such loops, or steps of such processes, looked like; None where
+    `scales` tell more, and if it is not known, as of older files."""
     seen: str = field(default="", repr=False)
     """Marks of the recorded runs it was trained on, see `haltwise._core.seen`; empty for a family,
     and if they are not known, as of older files."""
@@ -137,7 +141,12 @@ class Card:
         """A JSON object from which `from_json` makes the same card."""
         plain = replace(self, policies={}, certificates=(), provenance=dict(self.provenance))
         document = asdict(plain)
-        for name in ("engine", "readout_size", "seen"):  # so that fingerprints of older files stay
+        for name in (
+            "engine",
+            "readout_size",
+            "first_rounds",
+            "seen",
+        ):  # so that fingerprints of older files stay
             if not document[name]:
                 del document[name]
         document["unit"] = self.unit.value
@@ -170,6 +179,8 @@ class Card:
                 given[name] = None if missing else Choice(**given[name])
             if given["scales"] is not None:
                 given["scales"] = Scales.from_json(given["scales"])
+            if given.get("first_rounds") is not None:
+                given["first_rounds"] = FirstRounds.from_json(given["first_rounds"])
             given["unit"] = CostUnit(given["unit"])
             given["policies"] = {
                 CostUnit(unit): policy_from_json(policy, own)

@@ -93,6 +93,10 @@ class Source(ABC):
             self.num_left_out[key] = recorded.num_items - len(finite)
         return self._kept[key]
 
+    def typical(self, model: Model, num_items: int) -> Trajectory:
+        """Items from which it is told what such items look like."""
+        return self.take(model, num_items, "calibration")
+
     @abstractmethod
     def _record(self, model: Model, num_items: int, *key: str | int) -> Trajectory:
         """Record a stream, whether its items stay finite or not."""
@@ -220,6 +224,7 @@ class RecordedSource(Source):
         warn_of_rounding(runs.trajectory.loss, settings.price)
         self.observed, self.maximizes = runs.observed, runs.maximizes
         self.engine, self.seen = runs.engine, marks_of(runs.trajectory.loss)
+        self._all = runs.trajectory
         recorded = vars(runs.trajectory)
         tensors = {name: value for name, value in recorded.items() if isinstance(value, Tensor)}
         self.description = {"observed": runs.observed, "recordings": digest(tensors, "")}
@@ -227,6 +232,9 @@ class RecordedSource(Source):
             name: map_tensors(part, lambda value: value.to(device))
             for name, part in runs.split(settings.seed).items()
         }
+
+    def typical(self, model: Model, num_items: int) -> Trajectory:
+        return self._all  # a quarter may be ten
 
     def _record(self, model: Model, num_items: int, *key: str | int) -> Trajectory:
         return self._parts[str(key[0])]

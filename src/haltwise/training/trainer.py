@@ -25,6 +25,7 @@ from haltwise._core.tensors import nested_state, require_like, sub_state
 from haltwise._core.version import __version__
 from haltwise._core.workers import Workers
 from haltwise.models.card import Card
+from haltwise.models.first_rounds import FirstRounds
 from haltwise.stop_rules import RETURNABLE, CostUnit, FixedBudget, StopPolicy
 from haltwise.training.choices import own_classes, own_files
 from haltwise.training.learner import Counters, Learner, TrainingState
@@ -393,6 +394,9 @@ class Trainer:
                 self._log.write({"step": self.step, "event": "calibration", **found.to_json()})
         generator = stream(settings.seed, "scales")
         card = replace(card, scales=measure_scales(card, halting, recorded, generator))
+        if card.scales is None:
+            typical = self.source.typical(self.model, settings.validation.num_calibration)
+            card = replace(card, first_rounds=FirstRounds.of(typical))
         counters.left_out["calibration"] = self.source.num_left_out[("calibration",)]
         self._best, self._is_exported = _Best(weights, card), False
         self.save()
