@@ -1,5 +1,7 @@
 """Certificates of the share of successes that giving runs up loses."""
 
+import json
+import warnings
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,6 +11,7 @@ from click.testing import CliRunner
 
 import haltwise
 from haltwise import CurveModel, Curves, InputError, RunMonitor
+from haltwise._core.errors import CalibrationWarning
 from haltwise.certificates import Certificate, Refusal
 from haltwise.cli import cli
 from haltwise.curves import learn
@@ -127,3 +130,38 @@ def test_a_certificate_of_a_rule_made_by_hand_holds_for_it_alone() -> None:
     for other in (others, PeersRule(0.2, peers.peers), Shown()):
         with pytest.raises(InputError, match="of another rule"):
             RunMonitor(other, target=1.0, budget=2.0, level=found)
+
+
+def test_a_certificate_speaks_for_runs_whose_cost_is_counted_alike() -> None:
+    """The score of a forecast is a chance per unit of cost: in minutes all runs were given up."""
+    rng = np.random.default_rng(0)
+    ends = rng.uniform(0.5, 1.6, (360, 1))
+    losses = ends + (3 - ends) * 0.8 ** np.arange(20)
+    groups = [str(i % 12) for i in range(360)]
+    runs = Curves.from_matrix(losses, 0.5 * np.arange(20), target=1.0, cost_unit="hours")
+    model = learn(runs.select(np.arange(60)).with_groups(groups[:60])).model
+    rest = runs.select(np.arange(60, 360))
+    found = haltwise.certify(model, rest, risk="given-up", level=0.1, confidence=0.9).require()
+    assert (found.cost_unit, found.budgets) == ("hours", (9.5, 9.5))
+    found = Certificate.from_json(json.loads(json.dumps(found.to_json())))
+    with pytest.raises(InputError, match="cost is counted in hours, not in minutes"):
+        RunMonitor(model, target=1.0, budget=570.0, cost_unit="minutes", level=found)
+    good = losses[int(ends.argmin())]
+    monitors = [RunMonitor(model, target=1.0, budget=unit * 9.5, level=found) for unit in (1, 60)]
+    with warnings.catch_warnings(record=True, action="always") as told:
+        for step, loss in enumerate(good[:6]):
+            for monitor, unit in zip(monitors, (0.5, 30.0), strict=True):
+                monitor.update(loss, cost=unit * step)
+    assert [warning.category for warning in told] == [CalibrationWarning]
+    assert "a budget of 570, and those that were certified had 9.5 to 9.5" in str(told[0].message)
+    assert [monitor.should_stop for monitor in monitors] == [False, True]
+
+
+def test_certificates_from_before_costs_had_units_are_read() -> None:
+    found = haltwise.certify(Shown(), pool(800, 0), risk="given-up", level=0.4, confidence=0.8)
+    document = found.require().to_json()
+    del document["cost_unit"], document["budgets"]
+    old = Certificate.from_json(document)
+    RunMonitor(Shown(), target=1.0, budget=700.0, level=old)
+    with pytest.raises(InputError, match="a certificate has the entries"):
+        Certificate.from_json({**document, "other": 1})

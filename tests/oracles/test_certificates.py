@@ -466,7 +466,7 @@ def test_no_certificate_is_of_certainty() -> None:
 
 def test_a_certificate_lacks_nothing() -> None:
     document = example().to_json()
-    for name in document:
+    for name in document.keys() - {"cost_unit", "budgets"}:  # older files have neither
         with pytest.raises(InputError):
             Certificate.from_json({key: value for key, value in document.items() if key != name})
 

@@ -1,7 +1,7 @@
 """What is certified of a stop, or why nothing is: two typed records."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import MISSING, dataclass, fields, replace
 from enum import Enum
 from typing import Any, NoReturn, Self, final
 
@@ -89,6 +89,10 @@ problems, savings 1 of 1 uncertified)
     """c, at which a halting model was asked."""
     model: str | None
     """The digest of this model, without its policies, or of a rule on curves; None for a table."""
+    cost_unit: str | None = None
+    """What the cost of runs was counted in, where giving them up is certified."""
+    budgets: tuple[float, float] | None = None
+    """The least and the greatest budget of these runs."""
 
     def __post_init__(self) -> None:
         require(0 < self.level < self.bound, f"level must be in (0, {self.bound:g})")
@@ -189,8 +193,9 @@ problems, savings 1 of 1 uncertified)
 
 def _read(kind: type[Certificate], document: Mapping[str, Any]) -> Certificate:
     names = {item.name for item in fields(kind)}
+    needed = {item.name for item in fields(kind) if item.default is MISSING}
     require(
-        set(document) == names,
+        needed <= set(document) <= names,
         f"a certificate has the entries {', '.join(sorted(names))}, got "
         f"{', '.join(sorted(map(str, document)))}",
     )

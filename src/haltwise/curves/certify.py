@@ -110,4 +110,6 @@ def certify_curves(
         num_set_aside=int(aside.sum()),
         score_level=float(levels[found.threshold]),
         model=digest,
+        cost_unit=curves.cost_unit,
+        budgets=(float(curves.budget.min()), float(curves.budget.max())),
     )

@@ -7,7 +7,7 @@ from typing import final
 
 import numpy as np
 
-from haltwise._core.errors import require
+from haltwise._core.errors import CalibrationWarning, require, warn
 from haltwise._core.settings import real_number, shown, whole_number
 from haltwise.certificates import Certificate
 from haltwise.curves.curves import Curve, Curves
@@ -20,6 +20,7 @@ __all__ = ["MIN_POINTS", "LevelledRule"]
 
 MIN_POINTS = 3
 """A run of fewer points is not given up, unless told otherwise."""
+_FAR = 2.0  # times the budgets that were certified
 _LOST = 0.01  # share of successes, unless told otherwise
 
 
@@ -41,7 +42,8 @@ class LevelledRule:
         min_points: A run of fewer points is not given up.
 
     Raises:
-        InputError: There is no such rule, no level for it, or the certificate is of another.
+        InputError: There is no such rule, no level for it, or the certificate is of another, or of
+            another unit of cost.
     """
 
     def __init__(
@@ -70,8 +72,10 @@ class LevelledRule:
                 f"this model was learned at a price of {found.card.price:g}, at which it stops "
                 "runs; leave price and lost out, or learn at another price",
             )
+        self._budgets: tuple[float, float] | None = None  # that a certificate speaks for
         if isinstance(level, Certificate):
-            level = _certified(found, level)
+            self._budgets = level.budgets
+            level = _certified(found, level, cost_unit)
         self.min_points = whole_number("min_points", min_points)
         self._cost_unit = cost_unit
         asked = {"a level": level, "a price": price, "successes lost": lost}
@@ -139,7 +143,11 @@ class LevelledRule:
         """The first point, from number `start` on, at which the run is given up.
 
         A run that has met its target is not given up afterwards.
+
+        Warns:
+            CalibrationWarning: Its budget lies far outside those that the certificate speaks for.
         """
+        self._compare(curve.budget)
         start = max(start, self.min_points - 1)
         end = curve.success if curve.success >= 0 else curve.num_points
         if start >= end:
@@ -156,6 +164,19 @@ class LevelledRule:
         below = np.flatnonzero(scores[start:end] < self.level(curve.budget))  # NaN is below nothing
         return start + int(below[0]) if len(below) else None
 
+    def _compare(self, budget: float) -> None:
+        """Say once where a budget is as if its unit were not that of the runs certified."""
+        low, high = self._budgets or (0.0, math.inf)
+        if low / _FAR <= budget <= high * _FAR or not math.isfinite(budget):
+            return
+        self._budgets = None
+        warn(
+            f"a run has a budget of {budget:g}, and those that were certified had {low:g} to "
+            f"{high:g}: the certificate does not speak for it; count its cost in the unit of "
+            "those, or certify runs like this one",
+            CalibrationWarning,
+        )
+
 
 def _name_of(rule: CurveRule) -> str:
     """The class of a rule, its settings if it shows them, and what tells it from all others."""
@@ -164,8 +185,8 @@ def _name_of(rule: CurveRule) -> str:
     return f"{type(rule).__name__ if hides else rule} {rule.digest}"
 
 
-def _certified(rule: CurveRule, certificate: Certificate) -> float:
-    """The level that is certified for this very rule."""
+def _certified(rule: CurveRule, certificate: Certificate, cost_unit: str | None) -> float:
+    """The level that is certified for this very rule, in this unit of cost if one is named."""
     require(
         certificate.score_level is not None,
         "this certificate is of a stop policy, not of a level at which runs are given up",
@@ -174,6 +195,12 @@ def _certified(rule: CurveRule, certificate: Certificate) -> float:
         certificate.model == rule.digest,
         "the certificate is of another rule, or of this one when it had learned otherwise; "
         "certify this one with haltwise judge --certify",
+    )
+    unit = certificate.cost_unit
+    require(
+        cost_unit is None or unit is None or cost_unit == unit,
+        f"the certificate is of runs whose cost is counted in {unit}, not in {cost_unit}; count it "
+        f"in {unit}, or certify runs that do not (haltwise judge --certify)",
     )
     assert certificate.score_level is not None
     return certificate.score_level
