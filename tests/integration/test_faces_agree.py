@@ -276,6 +276,15 @@ def test_impossible_settings_of_a_run_are_refused(settings: dict[str, Any], mess
         haltwise.run(OptimizationProcess(model.rule, problems), **{"model": model, **settings})
 
 
+def test_what_ran_prints_as_one_line() -> None:
+    model, problems = model_and_problems("regression-2d")
+    process = OptimizationProcess(model.rule, problems)
+    budget = haltwise.run(process, stop=FixedBudget(3), max_steps=10)
+    assert repr(budget) == "Execution(10 items: 10 halted; 3.0 steps each)"
+    cut = haltwise.run(process, stop=FixedBudget(30), max_steps=2)
+    assert repr(cut) == "Execution(10 items: 10 out of steps; 2.0 steps each)"
+
+
 def test_rules_without_a_forecast_give_their_own_reason() -> None:
     """Composed rules among them, and rules of which the method knows nothing."""
     model, problems = model_and_problems("regression-2d")

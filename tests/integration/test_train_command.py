@@ -114,7 +114,11 @@ def test_a_directory_that_cannot_be_made_is_named(tmp_path: Path) -> None:
         ("diagnose regression-2d --json .", "'--json': . is a directory; name a file in it"),
         ("trian regression-2d", "No such command 'trian'"),
         ("train regression-2d --device nowhere", "the device 'nowhere' cannot be used"),
-        ("train regression-2d --threads 0", "--threads must be at least 1, got 0"),
+        (
+            "train regression-2d --threads 0",
+            "--threads must be at least 1 and at most 1,024, got 0",
+        ),
+        ("train regression-2d --threads 99999999999", "at most 1,024, got 99999999999"),
         ("train regression-2d --set batch_size=32", "No such option '--set'"),
         ("train regression-2d --config \x1b]0;mine\x07", r"no file \x1b]0;mine\x07"),
         ("evaluate regression-2d --num-problems 1000000000000000", "out of memory"),

@@ -45,6 +45,7 @@ __all__ = [
     "threads_option",
 ]
 
+_MOST_THREADS = 1024  # PyTorch crashes with some numbers beyond
 
 Command = Callable[..., None]
 
@@ -62,7 +63,10 @@ def _try_device(_: click.Context, __: click.Parameter, name: str) -> torch.devic
 
 def _set_threads(_: click.Context, __: click.Parameter, value: int | None) -> None:
     if value is not None:
-        require(value >= 1, f"--threads must be at least 1, got {value}")
+        require(
+            1 <= value <= _MOST_THREADS,
+            f"--threads must be at least 1 and at most {_MOST_THREADS:,}, got {value}",
+        )
         torch.set_num_threads(value)
 
 

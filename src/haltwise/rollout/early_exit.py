@@ -13,7 +13,14 @@ from torch.nn.functional import pad
 
 from haltwise._core.plugins import comes_with_the_package
 from haltwise._core.settings import whole_number
-from haltwise._core.tensors import along, are_finite, nested_state, select_state, undisturbed
+from haltwise._core.tensors import (
+    along,
+    are_finite,
+    nested_state,
+    select_state,
+    undisturbed,
+    widened,
+)
 from haltwise.halting.session import Decision, HaltingSession
 from haltwise.processes.base import Process, advanced, begun, result_of, selected
 from haltwise.processes.observation import StepObservation
@@ -69,6 +76,15 @@ class Execution:
     outcome: Tensor
     reason: Tensor
     reasons: tuple[str, ...]
+
+    def __repr__(self) -> str:
+        ends = ", ".join(
+            f"{count:,} {outcome.name.lower().replace('_', ' ')}"
+            for outcome in Outcome
+            if (count := int((self.outcome == outcome).sum()))
+        )
+        steps = widened(self.num_updates).mean() if len(self.outcome) else 0.0
+        return f"Execution({len(self.outcome):,} items: {ends or 'none'}; {steps:.1f} steps each)"
 
 
 Watch = Callable[[Tensor, StepObservation], Tensor | None]
