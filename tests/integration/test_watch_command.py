@@ -62,7 +62,7 @@ def test_a_growing_log_is_given_up(log: Path, monkeypatch: pytest.MonkeyPatch) -
     found = watch(log, "--cost", "step", "--level", -2.5, "--exit-code")
     assert found.returncode == 3
     first, second, third = found.stdout.splitlines()
-    assert first == f"{log}: waiting: there is no file {log}"
+    assert first == f"{log}: waiting: there is no file or folder {log}"
     assert second == f"{log}: go on, loss 2 at 1 after 2 points"
     assert third == f"{log}: give up, loss 2.5 at 4: nothing was better for 3 points"
     assert next(parts) == "never"
@@ -87,7 +87,7 @@ def test_what_keeps_a_log_from_being_read_is_said_when_it_appears(
     monkeypatch.setattr(time, "sleep", lambda _: next(edits)())
     found = watch(log, "--cost", "step", "--level", -2.5, "--exit-code")
     assert [line.removeprefix(f"{log}: ") for line in found.stdout.splitlines()] == [
-        f"waiting: there is no file {log}",
+        f"waiting: there is no file or folder {log}",
         "waiting: there is no column 'loss' of numbers; name one of step, los",
         f"waiting: {log} holds 2 runs; watch a log that holds one",
         "give up, loss 3 at 3: nothing was better for 3 points",
@@ -123,6 +123,20 @@ def test_half_a_line_is_not_read(log: Path) -> None:
     log.write_text("step,loss\n" + lines([3.0, 2.0]) + "2,1")  # of 2,1.9
     found = watch(log, "--once", "--target", 1, "--cost", "step", "--level", -9)
     assert found.stdout == f"{log}: go on, loss 2 at 1 after 2 points\n"
+
+
+def test_half_a_line_is_not_read_in_a_folder_either(tmp_path: Path) -> None:
+    folder = tmp_path / "version_0"
+    (folder / "inner").mkdir(parents=True)
+    (folder / "inner" / "up").symlink_to(tmp_path)  # which leads back to the folder
+    (tmp_path / "last").symlink_to(folder)
+    (folder / "inner" / "log.csv").write_text("step,loss\n" + lines([3.0, 2.0]) + "2,1")
+    for log in (folder, tmp_path / "last"):
+        found = watch(log, "--once", "--target", 1, "--cost", "step", "--level", -9)
+        assert found.stdout == f"{log}: go on, loss 2 at 1 after 2 points\n"
+    (folder / "inner" / "log.csv").write_text("step,loss\n0,word\n")
+    found = watch(folder, "--once", "--target", 1, "--cost", "step")
+    assert f"{folder / 'inner' / 'log.csv'}" in found.stderr
 
 
 @pytest.mark.filterwarnings("ignore:left out")
@@ -203,7 +217,7 @@ def test_bad_input_is_a_sentence(options: tuple[Any, ...], message: str, log: Pa
 
 def test_a_missing_log_is_a_sentence(log: Path) -> None:
     found = watch(log, "--once")
-    assert (found.returncode, found.stderr) == (2, f"haltwise: there is no file {log}\n")
+    assert (found.returncode, found.stderr) == (2, f"haltwise: there is no file or folder {log}\n")
 
 
 def test_ctrl_c_is_clean(log: Path) -> None:

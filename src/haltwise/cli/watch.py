@@ -169,18 +169,13 @@ def _state(log: Path) -> list[tuple[str, int, int]]:
 def _one_run(log: Path, reading: dict[str, Any], like: LearnedOn | None) -> tuple[Curve, str]:
     """The one run of a log as it is now, and what its cost is counted in."""
     reading = {**reading, "like": like}
-    if log.suffix.lower() in _LINES and not log.is_dir():
-        # A copy, without a last line that is still being written: half a number is a number, too.
-        whole, newline, _ = read_bytes(log).rpartition(b"\n")
-        with tempfile.TemporaryDirectory() as folder:
-            copy = Path(folder) / log.name
-            copy.write_bytes(whole + newline)
-            try:
-                given = settled(copy, **reading)
-            except InputError as error:
-                raise type(error)(str(error).replace(str(copy), str(log))) from None
-    else:
-        given = settled(log, **reading)
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder) / log.resolve().name
+        _copy_whole_lines(log.resolve(), copy)
+        try:
+            given = settled(copy if copy.exists() else log, **reading)
+        except InputError as error:
+            raise type(error)(str(error).replace(str(copy), str(log))) from None
     if reading["metric"] is None:
         _require_judged(log, given["metric"], like)
     curves = Curves.from_runs(**given)
@@ -188,6 +183,20 @@ def _one_run(log: Path, reading: dict[str, Any], like: LearnedOn | None) -> tupl
     # Where nothing tells the budget, the record takes what was spent by the longest run.
     budget = np.asarray(np.nan if given["budget"] is None else given["budget"], float)
     return curves[0]._replace(budget=budget.item()), curves.cost_unit
+
+
+def _copy_whole_lines(log: Path, copy: Path) -> None:
+    """Copy a log as far as its lines are whole: half a number that is being written is one, too."""
+    if log.is_dir() and not log.is_symlink():  # which may lead to a folder that it lies in
+        copy.mkdir()
+        with contextlib.suppress(OSError):  # a folder that may not be read, or is gone
+            for part in log.iterdir():
+                _copy_whole_lines(part, copy / part.name)
+    elif log.suffix.lower() in _LINES and log.is_file():
+        whole, newline, _ = read_bytes(log).rpartition(b"\n")
+        copy.write_bytes(whole + newline)
+    elif log.exists():
+        copy.symlink_to(log)
 
 
 def _require_judged(log: Path, metric: str, like: LearnedOn | None) -> None:
