@@ -4,6 +4,7 @@ import contextlib
 import math
 import re
 from collections.abc import Sequence
+from datetime import UTC, datetime
 
 import numpy as np
 import numpy.typing as npt
@@ -16,12 +17,14 @@ __all__ = [
     "parse_number",
     "parse_numbers",
     "text_in_place",
+    "times_of_day",
 ]
 
 Floats = npt.NDArray[np.float64]
 
 _MISSING = frozenset(("", "-", "na", "n/a", "none", "null", "<na>", "nat"))
 _WRITTEN = re.compile(r"[-+]?[$\u20ac]?\d[\d.,'\u2019\s]*%?", re.ASCII)
+_TIME = re.compile(r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d", re.ASCII)
 _DIVERGED = np.array(0x7FF8_0000_0000_07BA).view(np.float64)
 """A NaN that was measured. As R has its NA, a NaN with a payload of its own, which no arithmetic
 makes, tells it from a missing number until `RawRuns.settled` makes the worst value of it."""
@@ -60,6 +63,31 @@ def parse_number(cell: str) -> float:
     if math.isinf(number) and "inf" not in written:
         raise ValueError(f"{written:.40} is too large")
     return float(_DIVERGED) if math.isnan(number) else number
+
+
+def times_of_day(cells: Sequence[str]) -> Floats | None:
+    """Seconds since 1970 of dates with times as ISO 8601 writes them; None if one is no such.
+
+    What stands for a missing number is NaN. Times without a zone are those of one clock.
+
+    Examples:
+        >>> times_of_day(["1970-01-01 00:01", "1970-01-01T02:00:30,5+01:00", ""]) is None  # both
+        True
+        >>> times_of_day(["1970-01-01 00:01", "1970-01-01 00:01:30,5", ""]).tolist()
+        [60.0, 90.5, nan]
+    """
+    known = [cell.strip() for cell in cells if cell.strip().lower() not in _MISSING]
+    if not known or not all(map(_TIME.match, known)):
+        return None
+    try:
+        times = [datetime.fromisoformat(cell) for cell in known]
+    except ValueError:
+        return None
+    if len({time.tzinfo is None for time in times}) > 1:
+        return None
+    found = iter(time.replace(tzinfo=time.tzinfo or UTC).timestamp() for time in times)
+    missing = (cell.strip().lower() in _MISSING for cell in cells)
+    return np.array([math.nan if lacks else next(found) for lacks in missing])
 
 
 def measured(numbers: Floats) -> Floats:

@@ -16,6 +16,7 @@ from haltwise.curves.cells import (
     parse_number,
     parse_numbers,
     text_in_place,
+    times_of_day,
 )
 from haltwise.curves.raw import MOST_CELLS, Keys, NothingRecordedError, RawRuns
 
@@ -140,6 +141,8 @@ class PointTable:
         if not in_order:
             numbers = {column: values[order] for column, values in numbers.items()}
         slices = [slice(bounds[place], bounds[place + 1]) for place in appearance]
+        numbers |= self._times({c: texts[c][order] for c in texts if c not in told}, starts)
+        texts = {column: codes for column, codes in texts.items() if column not in numbers}
         labels: list[dict[str, str]] = [{} for _ in slices]
         changing: list[dict[str, Integers]] = [{} for _ in slices]
         sentences, mixed, unread = {}, set(), set()
@@ -176,6 +179,16 @@ class PointTable:
             "changing": changing,
         }
         return RawRuns(runs, labels, **{**own, **settings})
+
+    def _times(self, codes: Mapping[str, Integers], starts: Integers) -> dict[str, Floats]:
+        """In seconds, columns of times that change within a run; else a time is a label of it."""
+        found = {}
+        for column, each in codes.items():
+            changes = np.flatnonzero(np.diff(each)) + 1
+            seconds = times_of_day([*self._texts[column]])
+            if seconds is not None and len(np.setdiff1d(changes, starts)):
+                found[column] = np.append(seconds, np.nan)[each]
+        return found
 
     def _warn_of_lacking(self, column: str, codes: Integers) -> None:
         names = np.array([*map(_is_lacking, self._texts[column]), True])
