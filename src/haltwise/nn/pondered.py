@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from haltwise._core.errors import require
-from haltwise._core.settings import got
+from haltwise._core.settings import got, real_number
 from haltwise._core.tensors import along, select_state
 from haltwise.halting.methods import HaltingExamples, HaltingMethod
 from haltwise.halting.posteriors import Posterior
@@ -151,6 +151,13 @@ class Pondered:
             f"losses must be a tensor of shape {due} where they are coupled by "
             f"{self.coupling.value!r}, {got(losses)}",
         )
+        if progress is not None:
+            progress = real_number("progress", progress)
+            require(
+                0 <= progress <= 1,
+                "progress must be None or the share of the training that is done, in [0, 1], got "
+                f"{progress:g}; divide the number of steps taken by that of all",
+            )
         losses = self._of_items(losses, 0)
         if every:
             return self._expected_loss(losses, progress)
@@ -220,8 +227,9 @@ class Pondered:
         halting, place = self._flat_halting(), self._places()
         if place is not None:
             excess, price, halting = excess[place], price[place], select_state(halting, place)
-        examples = HaltingExamples(excess, halting, {}, price * unit, progress, generator)
-        objective = price * unit * self.method.exit_objective(examples)
+        step = price * unit
+        examples = HaltingExamples(excess, halting, {}, step, progress, generator)
+        objective = self.method.objective_unit(step) * self.method.exit_objective(examples)
         if place is not None:
             zeros = objective.new_zeros(self.price.numel())
             objective = zeros.index_copy(0, place, objective)
@@ -232,9 +240,11 @@ class Pondered:
         drawn = self._of_items(self.drawn, 0)
         total = self._of_items(losses + self.price * self.exit_costs[drawn], 0)
         log_prob = self.log_prob.gather(-1, drawn.unsqueeze(-1)).squeeze(-1)
-        reward = total.detach()
-        num = reward.numel() if self.present is None else self.present.sum()
-        others = (reward.sum() - reward) / (num - 1) if num > 1 else torch.zeros_like(reward)
+        reward, counted = total.detach(), total.isfinite()
+        if self.present is not None:
+            counted = counted & self.present
+        own = reward.where(counted, 0)
+        others = (own.sum() - own) / (counted.sum() - counted.to(own.dtype)).clamp_min(1)
         return total + self._of_items((reward - others) * (log_prob - log_prob.detach()), 0)
 
     def _steps(self) -> tuple[Tensor, Tensor]:

@@ -98,7 +98,11 @@ class HaltingMethod(ABC):
 
     @abstractmethod
     def objective(self, examples: HaltingExamples) -> Tensor:
-        """The objective to be minimised, in prices or in temperatures of its own, shape [B]."""
+        """The objective to be minimised, in what `objective_unit` says, shape [B]."""
+
+    def objective_unit(self, price: Tensor) -> Tensor:
+        """What objectives count in, in units of the loss: the price c [B], unless it is another."""
+        return price
 
     def exit_objective(self, examples: HaltingExamples) -> Tensor:
         """The same where all decisions are made with the outcome of the step in hand.

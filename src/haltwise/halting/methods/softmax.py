@@ -91,12 +91,16 @@ class Softmax(HaltingMethod):
             first = examples.initial["increments"][:, _BEFORE].unsqueeze(1)
             streams.append(torch.cat((first, increments[:, :-1, _BEFORE]), dim=1))
         bound = self._bound(examples, streams)
-        return -bound / (len(streams) * self._temperature(examples.price))
+        return -bound / (len(streams) * self.objective_unit(examples.price))
+
+    def objective_unit(self, price: Tensor) -> Tensor:
+        """Tau, the temperature."""
+        return self._temperature(price)
 
     def exit_objective(self, examples: HaltingExamples) -> Tensor:
         """Minus the thesis' bound (Eq. 8), in temperatures."""
         increments = self._stream(examples.outputs["increments"], _AFTER)
-        return -self._bound(examples, [increments]) / self._temperature(examples.price)
+        return -self._bound(examples, [increments]) / self.objective_unit(examples.price)
 
     def _bound(self, examples: HaltingExamples, streams: Sequence[Tensor]) -> Tensor:
         """The sum over streams of increments, each [B, T], in units of the loss."""
