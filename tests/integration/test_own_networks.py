@@ -309,11 +309,11 @@ def test_batch_normalization_that_mixes_rows_is_refused_and_not_moved() -> None:
         ({"sizes": 8}, "sizes must be whole numbers in a list, got 8"),
         (
             {"rule": Patience(2, 0.0), "observe": lambda outputs: outputs},
-            "observe must make a loss of each of 8 items",
+            "observe must make a loss of each of 6 items",
         ),
         (
             {"rule": Patience(2, 0.0), "observe": lambda outputs: outputs.mean()},
-            "observe must make a loss of each of 8 items",
+            "observe must make a loss of each of 6 items",
         ),
     ],
 )

@@ -181,8 +181,8 @@ class AdaptiveComputation(nn.Module):
         Batches have few sizes, for each of which a compiled step exists once; empty places repeat a
         row. In float64 the result of a row is the same to the bit in any company, as far as the
         process' own operations are for all these sizes (on CPUs matrix products are with AVX-512,
-        from 4 rows on, but not with AVX2). An item that is no number any more takes all steps, and
-        disturbs no other row.
+        from 4 rows on, but not with AVX2); there fewer than 8 rows take the places of 8. An item
+        that is no number any more takes all steps, and disturbs no other row.
 
         Args:
             inputs: Of the process, n rows.

@@ -20,7 +20,8 @@ from haltwise.nn.prices import price_of_items
 __all__ = ["Executed", "run_process"]
 
 _FEWEST = 8
-"""Rows of the smallest batch: matrix products of fewer are rounded in another way."""
+"""Rows of the smallest batch: matrix products of fewer are rounded in another way. Where there are
+fewer, places stay empty in double precision alone, in which a row is to be the same to the bit."""
 _SHARES = (1 / 8, 1 / 4, 1 / 2, 3 / 4, 1)
 _REFILLED = 8
 """Empty places are filled by this part of a batch at a time."""
@@ -80,7 +81,7 @@ def run_process(
     """
     num_rows = count_rows(inputs)
     require(num_rows > 0, "there is nothing to run: the inputs have no rows")
-    chosen = _sizes(num_rows, sizes)
+    chosen = _default_sizes(process, inputs) if sizes is None else _checked(sizes)
     at_once = process.steps_alike and halting.takes_any_steps
     in_turn = 1 if at_once else math.ceil(num_rows / chosen[-1])
     run = _Run(process, inputs, price, halting, chosen)
@@ -89,9 +90,15 @@ def run_process(
     return run.executed()
 
 
-def _sizes(num_rows: int, sizes: Sequence[int] | None) -> list[int]:
-    if sizes is None:
-        return sorted({max(_FEWEST, math.ceil(share * num_rows)) for share in _SHARES})
+def _default_sizes(process: AdaptiveProcess, inputs: Inputs) -> list[int]:
+    parts = [inputs] if isinstance(inputs, Tensor) else [*inputs.values()]
+    num_rows = len(parts[0])
+    is_double = torch.float64 in {part.dtype for part in (*parts, *process.parameters())}
+    fewest = _FEWEST if num_rows >= _FEWEST or is_double else 1
+    return sorted({max(fewest, math.ceil(share * num_rows)) for share in _SHARES})
+
+
+def _checked(sizes: Sequence[int]) -> list[int]:
     require(
         hasattr(sizes, "__iter__") and not isinstance(sizes, str),
         f"sizes must be whole numbers in a list, {got(sizes)}",
