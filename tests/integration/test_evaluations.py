@@ -278,6 +278,11 @@ def test_what_does_not_stay_finite_is_left_out_or_refused(broken: float) -> None
     assert [each.num_left_out for each in record.stopping.values()] == [16, 16]
     assert record.num_lbfgs == 16
     assert np.isfinite(record.lbfgs).all()
+    sound = next(iter(record.stopping.values())).rules["oracle"].mean_excess
+    for curve in record.curves.values():
+        assert curve.num_nonfinite == 16
+        assert np.isfinite([curve.mean, curve.median, curve.low, curve.high, curve.observed]).all()
+        assert curve.mean[0] >= sound > 0
 
 
 def test_what_cannot_be_kept_is_printed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

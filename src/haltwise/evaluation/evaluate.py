@@ -125,7 +125,6 @@ def evaluate(
             continue
         warn_of_price(each.halting, price, key)
         recorded, tune_on = (record(each.rule, batch, horizon) for batch in (test, tuning))
-        curves[key] = _curve(recorded, test)
         announce(f"judging the stops of {key}")
         stopping[key], found = _judge_both(
             each.halting,
@@ -135,6 +134,7 @@ def evaluate(
             learners=learners,
             has_reference=test.has_reference,
         )
+        curves[key] = _curve(recorded, test)
         arrays = arrays or found
     announce("solving for real, halted problems leaving the batch")
     execution = _execute(model, test, price, horizon, stopping[name][CostUnit.GRADIENTS])
@@ -305,14 +305,17 @@ def _held_out(batch: TaskBatch, params: Tensor) -> HeldOutRecord | None:
 
 
 def _curve(curve: Trajectory, test: TaskBatch) -> CurveRecord:
-    excess = curve.excess.cpu().double()
+    excess, observed = curve.excess.cpu().double(), widened(curve.loss).cpu()
     assert curve.final is not None
+    num_nonfinite = int((~excess.isfinite().all(1)).sum())
+    begun = excess[:, 0].isfinite()  # where a problem begins at NaN, none helps
+    excess, observed = excess[begun], observed[begun]
     return CurveRecord(
         mean=excess.mean(0).tolist(),
         median=excess.median(0).values.tolist(),
         low=excess.quantile(0.05, 0).tolist(),
         high=excess.quantile(0.95, 0).tolist(),
-        observed=widened(curve.loss).mean(0).tolist(),
-        num_nonfinite=int((~excess.isfinite().all(1)).sum()),
+        observed=observed.mean(0).tolist(),
+        num_nonfinite=num_nonfinite,
         held_out=_held_out(test, curve.final),
     )

@@ -167,7 +167,7 @@ class HeldOutRecord:
 @final
 @dataclass(frozen=True)
 class CurveRecord:
-    """An optimizer that never stops: its excess at steps 0..T, over problems."""
+    """An optimizer that never stops: its excess at steps 0..T, over problems that begin finite."""
 
     mean: list[float]
     median: list[float]
@@ -178,6 +178,7 @@ class CurveRecord:
     observed: list[float]
     """Mean of the losses seen, of minibatches where the task is stochastic."""
     num_nonfinite: int
+    """Problems whose excess is not finite at some step, those that begin so among them."""
     held_out: HeldOutRecord | None
     learning_rate: float = math.nan
     """Where it was tuned."""
