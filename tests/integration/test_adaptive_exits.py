@@ -8,7 +8,7 @@ import torch
 from draws import seeded
 from torch import Tensor, nn
 
-from haltwise import HaltingModel, InputError
+from haltwise import FitWarning, HaltingModel, InputError
 from haltwise.halting import HalterSettings
 from haltwise.models import Card, Choice
 from haltwise.nn import AdaptiveComputation, Pondered, RecurrentCell
@@ -106,6 +106,26 @@ def test_a_model_without_a_rule_stops_as_it_was_calibrated(
     assert len(set(executed.exits.tolist())) > 2
     with pytest.raises(InputError, match="do not know when to stop yet"):
         layer.run(inputs, 0.1, model=HaltingModel(card, generator=seeded(1)), observe=entropy)
+
+
+@pytest.mark.parametrize("price", [0.01, 1.0])
+def test_a_price_that_a_model_does_not_know_is_warned_of(
+    layer: AdaptiveComputation, inputs: Tensor, price: float
+) -> None:
+    """As wherever else a model stops what it is given by its own policy."""
+    card = Card(
+        method=Choice("stick-breaking"),
+        price=0.1,
+        price_range=2.0,
+        horizon=5,
+        halter=HalterSettings(width=5, memory=4),
+        policies={CostUnit.UPDATES: StopPolicy(HazardThreshold(), ReturnedIterate.CURRENT)},
+    )
+    model = HaltingModel(card, generator=seeded(1))
+    with pytest.warns(FitWarning, match=r"know prices from 0.05 to 0.2, but 60 of 60"):
+        layer.run(inputs, price, model=model, observe=entropy)
+    layer.run(inputs, 0.15, model=model, observe=entropy)  # warnings are errors
+    layer.run(inputs, price, model=model, rule=HazardThreshold(), observe=entropy)
 
 
 def test_rules_of_losses_decide_as_on_the_recording(

@@ -42,6 +42,8 @@ class SupportsPolicy(Protocol):
 
     def policy(self, unit: CostUnit | None = None) -> StopPolicy: ...
 
+    def warn_of_prices(self, asked: Tensor) -> None: ...
+
 
 class Decision(NamedTuple):
     """A decision about B items at one step.

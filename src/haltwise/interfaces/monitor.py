@@ -18,7 +18,7 @@ from haltwise.certificates import RiskMonitor
 from haltwise.curves.curves import Direction
 from haltwise.halting.session import HaltingSession
 from haltwise.interfaces.fit import warn_of_misfits, warn_of_other_rounds
-from haltwise.interfaces.run import price_of_each, warn_of_prices
+from haltwise.interfaces.run import price_of_each
 from haltwise.interfaces.run_monitor import Number
 from haltwise.interfaces.watched import Model, WatchedParameters, has_gradients, parameters_of
 from haltwise.models.files import certified, fingerprint
@@ -151,7 +151,7 @@ class HaltingMonitor:
         self._maximizes = (direction or recorded) == "max"
         price = card.price if price is None else price
         self._price = price_of_each(price, 1, torch.zeros((), dtype=_SEEN, device="cpu"))
-        warn_of_prices(model, self._price)
+        model.warn_of_prices(self._price)
         self._model: HaltingModel | None = model.to(self._price).eval().requires_grad_(False)
         # A stop at call t leaves a recorded loop where it is then, t rounds after the first
         # decision: it counts updates. Other models were trained for asking before the gradient.

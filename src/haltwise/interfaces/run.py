@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from haltwise._core.arrays import require_unmasked
-from haltwise._core.errors import FitWarning, InputError, require, warn
+from haltwise._core.errors import InputError, require
 from haltwise._core.settings import got, real_number, shown
-from haltwise._core.tensors import ZERO, undisturbed, widened
+from haltwise._core.tensors import ZERO, undisturbed
 from haltwise.halting.session import HaltingSession
 from haltwise.interfaces.fit import FirstRoundsCheck, FirstStepsCheck, first_steps_check
 from haltwise.interfaces.kept import model_for
@@ -26,10 +26,7 @@ from haltwise.rollout.early_exit import Execution, Outcome, RowWatch, run_until_
 from haltwise.rollout.rows import Rows
 from haltwise.stop_rules import RETURNABLE, CostUnit, StopPolicy, StopRule
 
-__all__ = ["price_of_each", "run", "stop_policy", "warn_of_prices"]
-
-_NOT_FITTING = 0.05
-"""Share of the items that is worth a warning."""
+__all__ = ["price_of_each", "run", "stop_policy"]
 
 
 @undisturbed()
@@ -97,7 +94,7 @@ def run(
         prices = price_of_each(card.price if price is None else price, process.num_items, like)
         session = HaltingSession(policy, prices, placed(halting, like).prepare())
         if stop is None:
-            warn_of_prices(halting, prices)
+            halting.warn_of_prices(prices)
         num_steps = card.horizon if max_steps is None else max_steps
         check = first_steps_check(card, process.num_items) if stop is None else None
     exact = isinstance(process, OptimizationProcess) and not process.batch.stochastic
@@ -221,17 +218,3 @@ def price_of_each(price: float | Tensor, num_items: int, like: Tensor) -> Tensor
             "what a step must earn, in units of the loss"
         )
     return given.expand(num_items)
-
-
-def warn_of_prices(model: HaltingModel, asked: Tensor) -> None:
-    """Say so where many of the prices asked for, shape [B], are none that were trained on."""
-    card, outside = model.card, (model.trained_price(asked) - asked).abs() > 1e-4 * asked
-    if model.halts and widened(outside).mean() > _NOT_FITTING:
-        low, high = card.price / card.price_range, card.price * card.price_range
-        warn(
-            f"the weights know prices from {low:.3g} to {high:.3g}, but {int(outside.sum())} of "
-            f"{len(asked)} items have others, such as {asked[outside][0].item():.3g} in the units "
-            "of the weights; they are stopped as at the nearest of these; choose weights trained "
-            "for such a price",
-            FitWarning,
-        )

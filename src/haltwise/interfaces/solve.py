@@ -30,7 +30,7 @@ from haltwise.interfaces.own_form import (
     in_own_form,
     num_parameters,
 )
-from haltwise.interfaces.run import price_of_each, stop_policy, warn_of_prices
+from haltwise.interfaces.run import price_of_each, stop_policy
 from haltwise.interfaces.standard_errors import (
     FAR,
     StandardErrors,
@@ -462,7 +462,7 @@ def _by_engine(
     prices = None if price is None else price_of_each(price, problem.num_problems, problem.start)
     if rule is not None and rule.model is not None:
         assert prices is not None
-        warn_of_prices(rule.model, prices)
+        rule.model.warn_of_prices(prices)
     own = (gtol, ftol, xtol)
     found, reasons, losses = solve_by_engine(
         engine,
@@ -537,7 +537,7 @@ def _warn(solution: Solution, model: OptimizerModel, prices: Tensor, chunks: lis
     asked = prices * solution.loss_scale
     if len(asked) < _MANY:  # of losses in other units the solution says it
         asked = torch.where(solution.loss_scale == 1, asked, model.card.price)
-    warn_of_prices(model.halting, asked)
+    model.halting.warn_of_prices(asked)
     misfits = torch.cat([chunk.misfits for chunk in chunks])
     share = widened(misfits).mean().item()
     if len(asked) < _MANY:

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from haltwise._core.discovery import configure, find_known
-from haltwise._core.errors import require
+from haltwise._core.errors import FitWarning, require, warn
+from haltwise._core.tensors import widened
 from haltwise.halting.halter import Halter
 from haltwise.halting.methods import HaltingMethod, halting_methods
 from haltwise.models.card import Card
@@ -17,6 +18,9 @@ from haltwise.processes.trajectory import Trajectory
 from haltwise.stop_rules import CostUnit, StopPolicy
 
 __all__ = ["HaltingModel", "described"]
+
+_NOT_FITTING = 0.05
+"""Share of the items that is worth a warning."""
 
 State = dict[str, Tensor]
 
@@ -89,6 +93,19 @@ class HaltingModel(nn.Module):
         if halter is not None and halter.features is not None and not halter.features.has_units:
             return price
         return price.clamp(card.price / card.price_range, card.price * card.price_range)
+
+    def warn_of_prices(self, asked: Tensor) -> None:
+        """Say so where many of the prices asked for, shape [B], are none that were trained on."""
+        card, outside = self.card, (self.trained_price(asked) - asked).abs() > 1e-4 * asked
+        if self.halts and widened(outside).mean() > _NOT_FITTING:
+            low, high = card.price / card.price_range, card.price * card.price_range
+            warn(
+                f"the weights know prices from {low:.3g} to {high:.3g}, but {int(outside.sum())} "
+                f"of {len(asked)} items have others, such as {asked[outside][0].item():.3g} in the "
+                "units of the weights; they are stopped as at the nearest of these; choose weights "
+                "trained for such a price",
+                FitWarning,
+            )
 
     def prepare(self) -> "HaltingModel":
         """The same for many calls of `step`, between which the weights stay where they are.

@@ -203,12 +203,16 @@ class AdaptiveComputation(nn.Module):
             InputError: A price is not above 0, sizes do not rise, the rule reads a loss that is not
                 observed, a model was never calibrated, exits are to be drawn from a law that is
                 known only at the end, or batch normalization mixes the rows.
+
+        Warns:
+            FitWarning: A model that stops by its own policy was not trained at such prices.
         """
-        num_rows = count_rows(inputs)
         _require_rows_apart(self.process)
+        prices = price_of_rows(price, count_rows(inputs))
         calibrated: object = model if rule is None and self.coupling != Coupling.SAMPLED else None
         if isinstance(calibrated, SupportsPolicy):
             rule = calibrated.policy(CostUnit.UPDATES).rule
+            calibrated.warn_of_prices(prices)
         halting = OnlineHalting(
             self.head if model is None else model,
             self.coupling,
@@ -217,7 +221,6 @@ class AdaptiveComputation(nn.Module):
             observe,
             generator,
         )
-        prices = price_of_rows(price, num_rows)
         return run_process(self.process, inputs, prices, halting, sizes)
 
 

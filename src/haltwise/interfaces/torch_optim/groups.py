@@ -15,7 +15,7 @@ from haltwise._core.errors import FitWarning, InputError, require, warn
 from haltwise._core.settings import real_number, require_flags
 from haltwise._core.tensors import is_plain
 from haltwise.halting.session import HaltingSession
-from haltwise.interfaces.run import price_of_each, warn_of_prices
+from haltwise.interfaces.run import price_of_each
 from haltwise.interfaces.torch_optim.chunks import leaves, working_dtype
 from haltwise.interfaces.torch_optim.guard import FAILURES
 from haltwise.models.files import fingerprint
@@ -136,7 +136,7 @@ class GroupModels:
             # A group may be empty, as where no parameter is to decay.
             dtype = working_dtype(head_of(group)) if group["params"] else torch.float32
             price = price_of_each(group["price"], 1, torch.zeros((), dtype=dtype, device="cpu"))
-            warn_of_prices(halting, price)
+            halting.warn_of_prices(price)
             group["price"] = price.item()
         self.leaf_of_each(group)
         for rule, _ in leaves(self.of(group).rule, num_coordinates(group["params"])):
