@@ -8,7 +8,7 @@ import torch
 from draws import seeded
 from torch import Tensor, nn
 
-from haltwise import FitWarning, HaltingModel, InputError
+from haltwise import DataWarning, FitWarning, HaltingModel, InputError
 from haltwise.halting import HalterSettings
 from haltwise.models import Card, Choice
 from haltwise.nn import AdaptiveComputation, Pondered, RecurrentCell
@@ -17,11 +17,14 @@ from haltwise.processes.signals import SIGNALS
 from haltwise.recordings.runs import RecordedRuns, save_trajectory
 from haltwise.stop_rules import (
     CostUnit,
+    FixedBudget,
     HazardThreshold,
     Logistic,
     Plateau,
     ReturnedIterate,
     StopPolicy,
+    calibrate,
+    costs,
     decisions,
 )
 
@@ -126,6 +129,70 @@ def test_a_price_that_a_model_does_not_know_is_warned_of(
         layer.run(inputs, price, model=model, observe=entropy)
     layer.run(inputs, 0.15, model=model, observe=entropy)  # warnings are errors
     layer.run(inputs, price, model=model, rule=HazardThreshold(), observe=entropy)
+
+
+COSTS = [1.0, 2.0, 3.0, 4.0, 5.0, 29.0]
+
+
+def with_costs(layer: AdaptiveComputation, costs: list[float]) -> AdaptiveComputation:
+    layer.process.exit_costs.copy_(torch.tensor(costs))
+    return layer
+
+
+def test_stops_are_judged_by_what_exits_cost(layer: AdaptiveComputation, inputs: Tensor) -> None:
+    """The record, at the price of a mean step, differs from loss and cost by a constant."""
+    price = 0.004
+    with torch.no_grad():
+        pondered: Pondered = with_costs(layer, COSTS)(inputs, price)
+    losses = 1 / (1 + torch.arange(6.0)) + 0.001 * pondered.outputs.square().sum(-1)
+    found = pondered.trajectory(losses, entropy(pondered.outputs), charged=True)
+    assert pondered.step_cost.item() == pytest.approx(28 / 5)
+    step_price = price * pondered.step_cost.item()
+    table, due = costs(found.excess, step_price), losses + price * torch.tensor(COSTS)
+    torch.testing.assert_close(table - table[:, :1], due - due[:, :1])
+    torch.testing.assert_close(found.loss, entropy(pondered.outputs))
+    chosen = calibrate(FixedBudget, found, price=step_price).policy.rule
+    assert chosen == FixedBudget(int(due.mean(0).argmin()))
+    plain = pondered.trajectory(losses, entropy(pondered.outputs), charged=False)
+    assert chosen != calibrate(FixedBudget, plain, price=step_price).policy.rule
+
+
+def test_a_record_of_exits_that_are_not_equally_far_apart_says_what_it_counts(
+    layer: AdaptiveComputation, inputs: Tensor
+) -> None:
+    plain = recorded(layer, inputs)
+    with pytest.warns(DataWarning, match="not equally far apart.* charged=True"):
+        found = recorded(with_costs(layer, COSTS), inputs)
+    assert torch.equal(found.excess, plain.excess)
+    even = recorded(with_costs(layer, [10 * cost for cost in range(3, 9)]), inputs)
+    assert torch.equal(even.excess, plain.excess)
+    with torch.no_grad():
+        pondered: Pondered = layer(inputs, 0.1)
+    losses = pondered.outputs.square().sum(-1)
+    for charged in (True, False):  # there is no difference
+        assert torch.equal(pondered.trajectory(losses, charged=charged).excess, losses)
+        with_costs(layer, COSTS)
+    found = layer(inputs, 0.1).trajectory(losses, charged=False)
+    assert torch.equal(found.excess, losses)
+
+
+def test_a_model_is_asked_at_the_price_of_a_step(
+    layer: AdaptiveComputation, inputs: Tensor
+) -> None:
+    """It learned from records, a step of which is a step; the layer's price is that of a unit."""
+    halter = HalterSettings(width=5, memory=4)
+    card = Card(Choice("stick-breaking"), price=1.0, price_range=3.0, horizon=5, halter=halter)
+    model = HaltingModel(card, generator=seeded(1))
+    assert model.halter is not None
+    nn.init.normal_(model.halter.weights[-1], std=0.5, generator=seeded(2))
+    with_costs(layer, [10.0, 20.0, 30.0, 40.0, 50.0, 60.0])
+    trajectory = model.attach(recorded(layer, inputs), 2.0)
+    rule = HazardThreshold(trajectory.known("hazard_logits")[..., 0].median().item())
+    policies = {CostUnit.UPDATES: StopPolicy(rule, ReturnedIterate.CURRENT)}
+    model.card = replace(card, policies=policies)
+    executed = layer.run(inputs, 0.2, model=model, observe=entropy)
+    assert torch.equal(executed.exits, decisions(rule, trajectory))
+    assert len(set(executed.exits.tolist())) > 1
 
 
 def test_rules_of_losses_decide_as_on_the_recording(

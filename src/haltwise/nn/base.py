@@ -18,6 +18,7 @@ __all__ = [
     "ItemStep",
     "State",
     "begin",
+    "mean_step_cost",
     "require_shape",
     "take_step",
 ]
@@ -135,6 +136,11 @@ class AdaptiveProcess(nn.Module, ABC):
         if self.exit_costs.dtype in (torch.float16, torch.bfloat16):
             self.exit_costs = costs.to(self.exit_costs.device, torch.float32)
         return module
+
+
+def mean_step_cost(exit_costs: Tensor) -> Tensor:
+    """The mean cost of a step from the first exit on, [], of what exits cost, [T+1]."""
+    return (exit_costs[-1] - exit_costs[0]) / (len(exit_costs) - 1)
 
 
 def require_shape(found: object, like: Tensor, whose: str) -> Tensor:

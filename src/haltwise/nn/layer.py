@@ -12,7 +12,7 @@ from haltwise._core.errors import InputError, require
 from haltwise._core.settings import got, require_flags, shown, whole_number
 from haltwise.halting.methods import HaltingMethod, halting_methods
 from haltwise.halting.session import Halts, SupportsPolicy
-from haltwise.nn.base import AdaptiveProcess, begin, take_step
+from haltwise.nn.base import AdaptiveProcess, begin, mean_step_cost, take_step
 from haltwise.nn.coupling import Coupling
 from haltwise.nn.head import HaltingHead
 from haltwise.nn.inputs import Inputs, count_rows, device_of
@@ -190,7 +190,8 @@ class AdaptiveComputation(nn.Module):
             rule: When an item ends. If None, the calibrated one of the model; without a model the
                 method's own, not calibrated; where exits are sampled, a draw from the posterior.
             model: What is asked in place of the layer's own head: a `haltwise.HaltingModel`. It
-                reads the loss observed and, as a read-out, the features.
+                reads the loss observed and, as a read-out, the features, and is asked at the price
+                of a mean step, since what it learned from knows no costs of exits.
             observe: The loss that is observed of outputs [k, items..., ...], such as the entropy of
                 an answer, [k, items...]; needed by a model and by rules that read the loss.
             sizes: Sizes of batches, rising. If there are more rows than the last, they take turns:
@@ -209,6 +210,8 @@ class AdaptiveComputation(nn.Module):
         """
         _require_rows_apart(self.process)
         prices = price_of_rows(price, count_rows(inputs))
+        if model is not None:  # what it learned from has steps that cost one
+            prices = prices * mean_step_cost(self.process.exit_costs).to(prices.device)
         calibrated: object = model if rule is None and self.coupling != Coupling.SAMPLED else None
         if isinstance(calibrated, SupportsPolicy):
             rule = calibrated.policy(CostUnit.UPDATES).rule

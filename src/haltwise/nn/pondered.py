@@ -8,11 +8,12 @@ from typing import final
 import torch
 from torch import Tensor
 
-from haltwise._core.errors import require
+from haltwise._core.errors import DataWarning, require, warn
 from haltwise._core.settings import got, real_number
 from haltwise._core.tensors import along, select_state
 from haltwise.halting.methods import HaltingExamples, HaltingMethod
 from haltwise.halting.posteriors import Posterior
+from haltwise.nn.base import mean_step_cost
 from haltwise.nn.coupling import Coupling
 from haltwise.processes.signals import SIGNALS, loss_signals_of_steps
 from haltwise.processes.trajectory import Trajectory
@@ -165,26 +166,54 @@ class Pondered:
             return losses + self.price * self.ponder_cost
         return self._sampled_loss(losses)
 
-    def trajectory(self, losses: Tensor, observed: Tensor | None = None) -> Trajectory:
+    @property
+    def step_cost(self) -> Tensor:
+        """The mean cost of a step, []: what one costs in a record, the `trajectory`."""
+        return mean_step_cost(self.exit_costs)
+
+    def trajectory(
+        self,
+        losses: Tensor,
+        observed: Tensor | None = None,
+        *,
+        charged: bool | None = None,
+    ) -> Trajectory:
         """The items as a record that stop rules, calibration, certificates and reports take.
 
-        Step t of it is exit t, so a step costs 1; where exits are not equally far apart, judge
-        stops by `exit_costs`.
+        Step t of it is exit t, and all steps cost as much, so give those that count in steps the
+        price of one, price * `step_cost`.
 
         Args:
             losses: By which ending at each exit is judged, shape [items..., T+1].
             observed: What is known of them when an item runs, such as the entropy of an answer, in
                 the same shape; the losses themselves if None. Only with it there are signals, from
                 which a halting model can learn (`haltwise.recordings.runs.save_trajectory`).
+            charged: Whether the excess counts, in units of the loss, what exits cost beside equal
+                steps, so that stops are judged by loss and cost. Say it where exits are not equally
+                far apart; a certificate of the loss alone is to be of what is not charged.
+
+        Warns:
+            DataWarning: Exits are not equally far apart, and it was not said whether that counts.
         """
+        _, difference = self._steps()
+        difference = difference - difference[0]
+        if charged is None and bool((difference.abs() > 1e-4 * self.step_cost).any()):
+            warn(
+                f"exits that cost {self.exit_costs.tolist()} are not equally far apart, but steps "
+                "of a trajectory are; give charged=True where stops are to be judged by what they "
+                "cost, or charged=False where the loss alone counts",
+                DataWarning,
+            )
         due = [*self.price.shape, len(self.exit_costs)]
         for name, value in {"losses": losses, "observed": observed}.items():
             require(
                 value is None or (isinstance(value, Tensor) and list(value.shape) == due),
                 f"{name} must be a tensor of shape {due}, {got(value)}",
             )
-        flat = losses.detach().flatten(0, -2)
-        seen = flat if observed is None else observed.detach().flatten(0, -2)
+        shown = losses if observed is None else observed
+        if charged:
+            losses = losses + self.price.unsqueeze(-1) * difference
+        flat, seen = losses.detach().flatten(0, -2), shown.detach().flatten(0, -2)
         outputs = {name: value.detach() for name, value in self._flat_halting().items()}
         place = self._places()
         if place is not None:
@@ -249,10 +278,8 @@ class Pondered:
 
     def _steps(self) -> tuple[Tensor, Tensor]:
         """The mean cost of a step, [], and what exits cost beside so many such steps, [T+1]."""
-        costs = self.exit_costs
-        num = len(costs) - 1
-        unit = (costs[-1] - costs[0]) / num
-        return unit, costs - unit * torch.arange(num + 1, dtype=costs.dtype, device=costs.device)
+        costs, unit = self.exit_costs, self.step_cost
+        return unit, costs - unit * torch.arange(len(costs), dtype=costs.dtype, device=costs.device)
 
     def _flat_halting(self) -> dict[str, Tensor]:
         ndim = self.price.ndim
