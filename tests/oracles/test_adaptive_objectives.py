@@ -1,5 +1,6 @@
 """Objectives of the adaptive layer: their units, and items that say nothing about others."""
 
+import dataclasses
 import math
 from typing import Any
 
@@ -10,7 +11,15 @@ from torch import Tensor, nn
 
 from haltwise import InputError
 from haltwise.halting import Graves, HaltingMethod, Softmax, StickBreaking
-from haltwise.nn import AdaptiveComputation, Coupling, LayerStack, Pondered
+from haltwise.nn import (
+    AdaptiveComputation,
+    Coupling,
+    LayerStack,
+    Pondered,
+    RepeatedBlock,
+    TransformerBlock,
+)
+from haltwise.stop_rules import FixedBudget, HazardThreshold, Patience
 
 
 def randn(*shape: int) -> Tensor:
@@ -87,3 +96,58 @@ def test_a_loss_that_is_no_number_disturbs_no_other_item(coupling: Coupling, wro
 def test_a_share_of_the_training_is_one(progress: Any) -> None:
     with pytest.raises(InputError, match="progress must be"):
         pondered().objective(torch.ones(6, 4, dtype=DOUBLE), progress=progress)
+
+
+def part(whole: Pondered, rows: slice) -> Pondered:
+    """What is known of some rows, as a batch of their own has it."""
+    own = {
+        name: None if value is None else value[rows]
+        for name in ("outputs", "price", "drawn", "present")
+        for value in [getattr(whole, name)]
+    }
+    halting = {name: value[rows] for name, value in whole.halting.items()}
+    return dataclasses.replace(whole, **own, halting=halting)  # type: ignore[arg-type]
+
+
+def padded() -> Pondered:
+    torch.manual_seed(0)
+    block = RepeatedBlock(TransformerBlock(8, 2), 8, 3, per="token")
+    padding = torch.arange(5) >= torch.tensor([[5], [2], [4], [1]])
+    found: Pondered = AdaptiveComputation(block).double()(
+        {"tokens": randn(4, 5, 8), "padding": padding}, 0.1
+    )
+    return found
+
+
+@pytest.mark.parametrize("coupling", [*Coupling, "padded"])
+@pytest.mark.parametrize("cut", [1, 2])
+def test_batches_one_after_the_other_are_the_whole(coupling: str, cut: int) -> None:
+    whole = padded() if coupling == "padded" else pondered(coupling=coupling)
+    joined = Pondered.cat([part(whole, slice(0, cut)), part(whole, slice(cut, None))])
+    like = whole.log_prob if coupling in ("expected-loss", "padded") else whole.price
+    losses = randn(*like.shape)
+    assert torch.equal(joined.exits, whole.exits)
+    assert torch.equal(joined.output, whole.output)
+    assert torch.equal(joined.objective(losses), whole.objective(losses))
+    stacked = Pondered.stack([whole, whole])
+    assert torch.equal(stacked.exits, torch.stack([whole.exits] * 2))
+    assert torch.equal(stacked.expected_cost, torch.stack([whole.expected_cost] * 2))
+
+
+def test_batches_with_padding_and_without_are_joined() -> None:
+    whole = padded()
+    first = dataclasses.replace(part(whole, slice(0, 1)), present=None)  # all of its tokens are
+    joined = Pondered.cat([first, part(whole, slice(1, None))])
+    assert torch.equal(joined.exits, whole.exits)
+    with pytest.raises(InputError, match="in all of them or in none"):
+        Pondered.cat([pondered(coupling="sampled"), pondered()])
+
+
+def test_exits_are_those_of_rules_that_read_the_head() -> None:
+    """Losses are not known, and a rule that reads them had stopped by zeros."""
+    found = pondered()
+    assert found.exits_by(FixedBudget(2)).tolist() == [2] * 6
+    assert torch.equal(found.exits_by(FixedBudget(9) | HazardThreshold()), found.exits)
+    for rule in (Patience(1), FixedBudget(2) | Patience(1)):
+        with pytest.raises(InputError, match="reads a loss, but none is known here; take"):
+            found.exits_by(rule)

@@ -26,7 +26,7 @@ from haltwise.stop_rules import (
 )
 from haltwise.stop_rules.base import begin
 
-__all__ = ["OnlineHalting"]
+__all__ = ["OnlineHalting", "parts_beside_head"]
 
 State = dict[str, Tensor]
 _AFTER = DecisionTime.AFTER_GRADIENT
@@ -87,8 +87,7 @@ class OnlineHalting:
             )
         self._policy = StopPolicy(own if rule is None else rule, ReturnedIterate.CURRENT)
         require(
-            observe is not None
-            or all(isinstance(part, FixedBudget | type(own)) for part in _parts(self._policy.rule)),
+            observe is not None or not parts_beside_head(self._policy.rule, model.method),
             f"{type(self._policy.rule).__name__} reads a loss, but none is observed of outputs; "
             "give observe, a function from outputs to their losses",
         )
@@ -170,6 +169,12 @@ class OnlineHalting:
     def _log_prob(self, state: State, known: Tensor) -> Tensor:
         halting = {name: value[:, :-1] for name, value in sub_state(state, "halting.").items()}
         return _log_prob_so_far(self._model.method, halting, known)
+
+
+def parts_beside_head(rule: StopRule, method: HaltingMethod) -> list[StopRule]:
+    """The parts of a rule that read more than steps and what a halting head puts out."""
+    own = type(method.rule(_AFTER))
+    return [part for part in _parts(rule) if not isinstance(part, FixedBudget | own)]
 
 
 def _parts(rule: StopRule) -> list[StopRule]:

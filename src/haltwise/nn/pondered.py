@@ -9,12 +9,14 @@ import torch
 from torch import Tensor
 
 from haltwise._core.errors import DataWarning, require, warn
+from haltwise._core.plugins import comes_with_the_package
 from haltwise._core.settings import got, real_number
 from haltwise._core.tensors import along, select_state
 from haltwise.halting.methods import HaltingExamples, HaltingMethod
 from haltwise.halting.posteriors import Posterior
 from haltwise.nn.base import mean_step_cost
 from haltwise.nn.coupling import Coupling
+from haltwise.nn.online import parts_beside_head
 from haltwise.processes.signals import SIGNALS, loss_signals_of_steps
 from haltwise.processes.trajectory import Trajectory
 from haltwise.stop_rules import DecisionTime, StopRule, decisions
@@ -73,8 +75,18 @@ class Pondered:
         return self.exits_by(self.method.rule(DecisionTime.AFTER_GRADIENT))
 
     def exits_by(self, rule: StopRule) -> Tensor:
-        """The exit at which a stop rule that reads the halting head ends each item, [items...]."""
-        blank = self.price.new_zeros(self.price.numel(), len(self.exit_costs))
+        """The exit at which a stop rule that reads the halting head ends each item, [items...].
+
+        Raises:
+            InputError: The rule is one of the package's that reads a loss, which is not known here.
+        """
+        others = parts_beside_head(rule, self.method)
+        require(
+            not any(map(comes_with_the_package, others)),
+            f"{type(rule).__name__} reads a loss, but none is known here; take "
+            "haltwise.stop_rules.decisions(rule, pondered.trajectory(losses, observed))",
+        )
+        blank = self.price.new_full((self.price.numel(), len(self.exit_costs)), torch.nan)
         outputs = {name: value.detach() for name, value in self._flat_halting().items()}
         exits = decisions(rule, Trajectory(blank, blank, outputs=outputs))
         return self._of_items(exits.view(self.price.shape), -1)
@@ -301,12 +313,30 @@ class Pondered:
 
 
 def _joined(parts: Sequence[Pondered], join: Callable[[list[Tensor]], Tensor]) -> Pondered:
-    """Items of several, but for what was drawn and is absent: those it is called for have none."""
-    first = parts[0]
-    names = first.halting
+    """Items of several."""
+    first, halting = parts[0], {}
+    for name in first.halting:
+        halting[name] = join([part.halting[name] for part in parts])
+    drawn = [part.drawn for part in parts if part.drawn is not None]
+    require(
+        len(drawn) in (0, len(parts)),
+        f"exits must have been drawn in all of them or in none, got {len(drawn)} of {len(parts)}",
+    )
+    present = None
+    if any(part.present is not None for part in parts):
+        present = join(
+            [
+                torch.ones_like(part.price, dtype=torch.bool)
+                if part.present is None
+                else part.present
+                for part in parts
+            ]
+        )
     return dataclasses.replace(
         first,
         outputs=join([part.outputs for part in parts]),
-        halting={name: join([part.halting[name] for part in parts]) for name in names},
+        halting=halting,
         price=join([part.price for part in parts]),
+        drawn=join(drawn) if drawn else None,
+        present=present,
     )
