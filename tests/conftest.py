@@ -38,6 +38,7 @@ def no_waiting_for_disks() -> Iterator[None]:
     """Files need outlive no power cut; `tests/faults` waits, in processes of its own."""
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(os, "fsync", lambda descriptor: None)
+        patched.setattr(os, "sync", lambda: None, raising=False)
         yield
 
 

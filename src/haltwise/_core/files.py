@@ -22,6 +22,7 @@ from haltwise._core.errors import InputError, require
 
 __all__ = [
     "digest",
+    "flush_all",
     "load_tensors",
     "make_directory",
     "most_content",
@@ -46,13 +47,20 @@ def make_directory(path: Path) -> None:
         ) from error
 
 
-def write_atomically(path: Path, content: bytes, *, new: bool = False) -> None:
+def flush_all() -> None:
+    """Let all files survive a power cut that were written with `flush=False`: one wait for many."""
+    if hasattr(os, "sync"):
+        os.sync()
+
+
+def write_atomically(path: Path, content: bytes, *, new: bool = False, flush: bool = True) -> None:
     """Write `content` under a temporary name, flush it to disk and rename it to `path`.
 
     Args:
         path: Threads, processes and hosts may write it at once: it holds what one of them wrote.
         content: What it shall hold.
         new: Whether to refuse a file that is there already.
+        flush: Whether to wait for the disk; if not, call `flush_all` once for many files.
 
     Raises:
         InputError: The directory is full, read-only or missing, there is such a file, or the path
@@ -63,17 +71,20 @@ def write_atomically(path: Path, content: bytes, *, new: bool = False) -> None:
         f"{path} is a directory; name a file in it",
     )
     # No process id, which containers and hosts that share a directory may have in common.
+    flush = flush or not hasattr(os, "sync")
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.tmp")
     try:
         with temporary.open("xb") as file:
             file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
+            if flush:
+                file.flush()
+                os.fsync(file.fileno())
         if new:
             _link(temporary, path)
         else:
             temporary.replace(path)
-        _flush_directory(path.parent)
+        if flush:
+            _flush_directory(path.parent)
     except FileExistsError:
         raise InputError(f"there is a file {path} already; choose another name") from None
     except OSError as error:
@@ -137,7 +148,12 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def save_tensors(
-    path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any], *, new: bool = False
+    path: Path,
+    tensors: Mapping[str, Tensor],
+    metadata: Mapping[str, Any],
+    *,
+    new: bool = False,
+    flush: bool = True,
 ) -> None:
     """Write tensors and a JSON document to one safetensors file; see `write_atomically`."""
     own = {
@@ -146,7 +162,7 @@ def save_tensors(
     }
     document = json.dumps(metadata)
     content = save(own, {_KEY: document, _DIGEST: digest(own, document)})
-    write_atomically(path, content, new=new)
+    write_atomically(path, content, new=new, flush=flush)
 
 
 def digest(tensors: Mapping[str, Tensor], document: str) -> str:

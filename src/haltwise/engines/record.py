@@ -5,6 +5,7 @@ from pathlib import Path
 import torch
 
 from haltwise._core.errors import InputError
+from haltwise._core.files import flush_all
 from haltwise._core.settings import whole_number
 from haltwise.engines import Engine
 from haltwise.engines.named import choice_of, engine_for
@@ -66,4 +67,6 @@ def record_descents(
         for number, shown, scores in zip(
             rows.tolist(), signals.cpu(), above[:, :-1].float().cpu(), strict=True
         ):
-            save_run(directory, shown, scores, "gradients", f"{number:08}-problem", engine=choice)
+            name = f"{number:08}-problem"
+            save_run(directory, shown, scores, "gradients", name, engine=choice, flush=False)
+    flush_all()

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from haltwise._core.errors import CalibrationWarning, DataWarning, InputError, require, warn
-from haltwise._core.files import load_tensors, make_directory, save_tensors
+from haltwise._core.files import flush_all, load_tensors, make_directory, save_tensors
 from haltwise._core.nested_settings import Choice
 from haltwise._core.random import stream
 from haltwise._core.tensors import require_like
@@ -81,6 +81,7 @@ def save_run(
     *,
     maximizes: bool = False,
     engine: Choice | None = None,
+    flush: bool = True,
 ) -> Path:
     """Write one run to a file of its own in `directory`, which is created if missing.
 
@@ -92,6 +93,7 @@ def save_run(
         name: Of the file, which is returned; numbered if None.
         maximizes: Whether losses and scores are the negatives of what was given.
         engine: The engine of `haltwise.solve` that ran, if one did.
+        flush: Whether to wait for the disk; see `write_atomically`.
 
     Raises:
         InputError: It cannot be written, or there is one of that name.
@@ -112,7 +114,7 @@ def save_run(
         "maximizes": maximizes,
         "engine": None if engine is None else asdict(engine),
     }
-    save_tensors(path, tensors, card, new=True)
+    save_tensors(path, tensors, card, new=True, flush=flush)
     return path
 
 
@@ -146,7 +148,8 @@ def save_trajectory(directory: str | Path, trajectory: Trajectory) -> None:
         "out, or scale the losses",
     )
     for number, (shown, scores) in enumerate(zip(signals, excess, strict=True)):
-        save_run(Path(directory), shown, scores, "loss", f"{number:06}-item")
+        save_run(Path(directory), shown, scores, "loss", f"{number:06}-item", flush=False)
+    flush_all()
 
 
 @final
