@@ -302,7 +302,7 @@ def require_items(state: object, num_items: int, whose: str) -> None:
         f"{whose} must be a dictionary of tensors, got {type(state).__name__}",
     )
     for name, value in (found or {}).items():
-        if isinstance(value, Tensor) and value.ndim > 0 and len(value) == num_items:
+        if isinstance(value, Tensor) and value.ndim > 0 and value.shape[0] == num_items:
             continue
         raise InputError(
             f"{name} of {whose} must be a tensor with the {num_items} items along dimension 0, "

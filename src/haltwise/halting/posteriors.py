@@ -56,7 +56,7 @@ class SoftmaxPosterior(Posterior):
     def __post_init__(self) -> None:
         _check("logits", self.logits, "[batch, T+1]")
         empty = (self.logits == -torch.inf).all(1)
-        if empty.any():
+        if not torch.compiler.is_compiling() and empty.any():
             raise InputError(
                 f"problem {empty.int().argmax().item()} has no finite logit; give it one"
             )
@@ -150,6 +150,8 @@ def _check(name: str, logits: Tensor, shape: str) -> None:
         logits.ndim == 2 and logits.shape[1] >= (shape == "[batch, T+1]"),
         f"{name} must have the shape {shape}, got {tuple(logits.shape)}",
     )
+    if torch.compiler.is_compiling():  # what is traced has no values yet
+        return
     wrong = ~(logits < torch.inf)
     if wrong.any():
         problem, step = wrong.nonzero()[0].tolist()

@@ -195,7 +195,7 @@ def take_step(
     _require_state(process, found.state, num_rows)
     features, output = found.features, found.output
     ends = num_rows, process.num_features
-    if features.ndim < 2 or (len(features), features.shape[-1]) != ends:
+    if features.ndim < 2 or (features.shape[0], features.shape[-1]) != ends:
         raise InputError(
             f"the features of {name} must have shape [{num_rows}, ..., {process.num_features}], "
             f"got {list(features.shape)}; the last is the process' num_features"
@@ -219,7 +219,7 @@ def _require_state(process: AdaptiveProcess, state: object, num_rows: int) -> No
     if not isinstance(state, dict):
         raise InputError(f"the state of {name} must be a dictionary of tensors, {got(state)}")
     for key, value in state.items():
-        if not (isinstance(value, Tensor) and value.ndim > 0 and len(value) == num_rows):
+        if not (isinstance(value, Tensor) and value.ndim > 0 and value.shape[0] == num_rows):
             raise InputError(
                 f"{key} of the state of {name} must be a tensor with the {num_rows} rows along "
                 f"dimension 0, {got(value)}; give what is nested names of its own, and leave out "

@@ -37,23 +37,21 @@ def count_rows(inputs: object) -> int:
     if isinstance(inputs, Mapping):
         require(len(inputs) > 0, "inputs by name must be at least one tensor, got none")
         parts = {f"inputs[{name!r}]": value for name, value in inputs.items()}
-    numbers, devices = set(), set()
+    numbers, devices = [], set()
     for name, value in parts.items():
         if not (isinstance(value, Tensor) and value.ndim > 0):
             raise InputError(
                 f"{name} must be a tensor with the rows along dimension 0, {got(value)}"
             )
-        numbers.add(len(value))
+        numbers.append(value.shape[0])  # which may be any, where a network is exported
         devices.add(str(value.device))
-    require(
-        len(numbers) == 1,
-        f"inputs by name must have as many rows each, got {sorted(numbers)}",
-    )
+    if any(number != numbers[0] for number in numbers):
+        raise InputError(f"inputs by name must have as many rows each, got {sorted(set(numbers))}")
     require(
         len(devices) == 1,
         f"inputs by name must lie on one device, got {', '.join(sorted(devices))}",
     )
-    return numbers.pop()
+    return numbers[0]
 
 
 def device_of(inputs: Inputs) -> torch.device:

@@ -1,5 +1,7 @@
 """The price of a unit of cost, of every row and of every item in it."""
 
+import math
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -28,7 +30,8 @@ def price_of_rows(price: float | Tensor, num_rows: int) -> Tensor:
             f"price must be a number or a tensor of shape [{num_rows}], got {shown(price)}",
         )
         number = real_number("price", price)
-        price = torch.full((num_rows,), number, dtype=torch.float64, device="cpu")
+        _require_prices([number])
+        return torch.full((num_rows,), number, dtype=torch.float64, device="cpu")
     require(
         list(price.shape) == [num_rows],
         f"price must be a number or have shape [{num_rows}], got {shown(price)}",
@@ -37,12 +40,16 @@ def price_of_rows(price: float | Tensor, num_rows: int) -> Tensor:
         not price.is_complex() and price.dtype != torch.bool,
         f"prices must be real numbers, got {price.dtype}",
     )
-    wrong = price[~((price > 0) & (price < torch.inf))].tolist()
-    require(not wrong, f"prices must be finite numbers above 0, got {wrong[:1]}")
-    # Laws of exits may be computed in single precision.
-    wrong = price[(price < _LEAST) | (price > _MOST)].tolist()
-    require(not wrong, f"prices must lie between {_LEAST:.1e} and {_MOST:.1e}, got {wrong[:1]}")
+    _require_prices(price[~((price >= _LEAST) & (price <= _MOST))].tolist())
     return price
+
+
+def _require_prices(prices: list[float]) -> None:
+    """Refuse prices of which one is none, or none that single precision knows, as laws may need."""
+    wrong = [price for price in prices if not 0 < price < math.inf]
+    require(not wrong, f"prices must be finite numbers above 0, got {wrong[:1]}")
+    wrong = [price for price in prices if not _LEAST <= price <= _MOST]
+    require(not wrong, f"prices must lie between {_LEAST:.1e} and {_MOST:.1e}, got {wrong[:1]}")
 
 
 def price_of_items(price: Tensor, features: Tensor) -> Tensor:

@@ -78,7 +78,7 @@ class RecurrentCell(AdaptiveProcess):
         )
         given, state = inputs[:, :num_inputs], inputs[:, num_inputs:]
         if not state.shape[1]:
-            state = inputs.new_zeros(len(inputs), self.state_size)
+            state = inputs.new_zeros(inputs.shape[0], self.state_size)
         return {"inputs": given, **self._named(state)}
 
     def step(self, step: int | Tensor, state: State, active: Tensor | None = None) -> ItemStep:

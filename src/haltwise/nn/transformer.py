@@ -109,7 +109,7 @@ class TransformerBlock(nn.Module):
         q, k, v = (part.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for part in parts)
         mask, causal = None, self.causal
         if padding is not None:
-            mask = ~padding.view(len(padding), 1, 1, -1)
+            mask = ~padding.view(padding.shape[0], 1, 1, -1)
             if causal:  # padding before the first token sees itself, else it would see nothing
                 own = torch.eye(mask.shape[-1], dtype=torch.bool, device=mask.device)
                 mask, causal = mask & torch.ones_like(own).tril() | own, False

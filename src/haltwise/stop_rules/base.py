@@ -130,7 +130,8 @@ def decide(rule: StopRule, observation: StepObservation, memory: Memory) -> tupl
     if isinstance(found, tuple) and len(found) == 2:
         stop, after = found
         if isinstance(stop, Tensor) and stop.dtype == torch.bool and stop.shape == shape:
-            require_items(after, len(stop), f"the memory that {type(rule).__name__}.step returns")
+            whose = f"the memory that {type(rule).__name__}.step returns"
+            require_items(after, stop.shape[0], whose)
             return stop, after
         found = stop
     raise InputError(

@@ -1,0 +1,58 @@
+"""Adaptive layers that are exported with `torch.export`, for batches of any size."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from draws import seeded
+from torch import Tensor, nn
+
+from haltwise.nn import (
+    AdaptiveComputation,
+    AdaptiveProcess,
+    LayerStack,
+    RecurrentCell,
+    RepeatedBlock,
+    ResidualStage,
+    TransformerBlock,
+)
+
+
+def linear(*sizes: int) -> list[nn.Module]:
+    return [nn.Linear(4, size) for size in sizes]
+
+
+CASES: dict[str, tuple[Callable[[], AdaptiveProcess], tuple[int, ...]]] = {
+    "layers": (lambda: LayerStack(linear(4, 4, 4), 2, heads=linear(2, 2, 2)), (4,)),
+    "cell": (lambda: RecurrentCell(nn.LSTMCell(4 + 1, 3), 3), (4,)),
+    "tokens": (lambda: RepeatedBlock(TransformerBlock(4, 2), 4, 3, per="token"), (5, 4)),
+    "images": (lambda: ResidualStage([nn.Conv2d(2, 2, 1) for _ in range(3)], 2), (2, 3, 3)),
+}
+
+
+class Exits(nn.Module):
+    def __init__(self, layer: AdaptiveComputation) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, inputs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        pondered = self.layer(inputs, 0.1)
+        return pondered.outputs, pondered.log_prob, pondered.exits
+
+
+@pytest.mark.parametrize(
+    ("name", "method"),
+    [*((name, "stick-breaking") for name in CASES), ("layers", "graves"), ("layers", "softmax")],
+)
+def test_an_exported_layer_is_the_layer(name: str, method: str) -> None:
+    make, shape = CASES[name]
+    torch.manual_seed(0)
+    layer = AdaptiveComputation(make(), method)
+    nn.init.normal_(layer.head.readout.weight, std=3.0, generator=seeded())
+    rows = {"inputs": {0: torch.export.Dim("rows", max=1000)}}
+    program = torch.export.export(Exits(layer), (torch.randn(3, *shape),), dynamic_shapes=rows)
+    for num in (2, 7):
+        inputs = torch.randn(num, *shape, generator=seeded())
+        found, due = program.module()(inputs), Exits(layer)(inputs)
+        for one, other in zip(found, due, strict=True):
+            torch.testing.assert_close(one, other)
