@@ -195,6 +195,25 @@ def test_a_model_is_asked_at_the_price_of_a_step(
     assert len(set(executed.exits.tolist())) > 1
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_a_model_reads_networks_of_any_precision(
+    layer: AdaptiveComputation, inputs: Tensor, dtype: torch.dtype
+) -> None:
+    halter = HalterSettings(width=5, memory=4)
+    card = Card(Choice("stick-breaking"), price=0.1, horizon=5, halter=halter)
+    model = HaltingModel(card, generator=seeded(1))
+    assert model.halter is not None
+    nn.init.normal_(model.halter.weights[-1], std=0.5, generator=seeded(2))
+    logits = model.attach(recorded(layer, inputs), 0.1).known("hazard_logits")[..., 0]
+    rule = HazardThreshold(logits.median().item())
+    due = layer.run(inputs, 0.1, model=model, rule=rule, observe=entropy)
+    found = layer.to(dtype).run(inputs.to(dtype), 0.1, model=model, rule=rule, observe=entropy)
+    assert found.output.dtype == dtype
+    assert (found.exits == due.exits).float().mean() > (0.95 if dtype == torch.float64 else 0.5)
+    judged = model.attach(recorded(layer, inputs.to(dtype)), 0.1)
+    assert judged.known("hazard_logits").dtype == torch.float32
+
+
 def test_rules_of_losses_decide_as_on_the_recording(
     layer: AdaptiveComputation, inputs: Tensor
 ) -> None:

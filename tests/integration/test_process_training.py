@@ -174,3 +174,22 @@ def test_a_model_reads_what_a_process_shows_of_its_inner_state(tmp_path: Path) -
             run(other, one)
     done = haltwise("evaluate", "run", "--family", name, "--num-problems", 64, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("kind", "shown"), [("double", "double"), ("double", "long"), ("float", "bool")]
+)
+def test_processes_may_show_numbers_of_any_kind(tmp_path: Path, kind: str, shown: str) -> None:
+    """Losses in double precision, read-outs that count: solvers compute in what they need."""
+    path = tmp_path / "needles.py"
+    text = NEEDLES.replace("(left > 0).float()", f"(left > 0).{kind}()")
+    text = text.replace("(left.unsqueeze(1) <= 4).float()", f"(left.unsqueeze(1) <= 4).{shown}()")
+    path.write_text(text.replace('state["step"].float()', 'state["step"]'))
+    train(f"{path}:Needles", tmp_path / "run", price=0.15, **TINY)
+    process = load_object(f"{path}:Needles", ProcessFamily, "family")().sample(
+        9, torch.Generator().manual_seed(1)
+    )
+    model = load_halting(tmp_path / "run")
+    stopped = run(process, model)
+    trajectory = model.attach(record_process(process, TINY["horizon"]), 0.15)
+    assert torch.equal(stopped.num_updates, decisions(model.policy().rule, trajectory))

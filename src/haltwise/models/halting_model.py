@@ -119,8 +119,8 @@ class HaltingModel(nn.Module):
         return twin
 
     def init(self, num_items: int, like: Tensor) -> State:
-        """The memory before the first step, in the dtype and device of `like`."""
-        return {} if self.halter is None else self.halter.init(num_items, like)
+        """The memory before the first step, on the device of `like`."""
+        return {} if self.halter is None else self.halter.init(num_items, self._in_own_dtype(like))
 
     def step(
         self, signals: Tensor | None, readout: Tensor | None, price: Tensor, state: State
@@ -134,8 +134,9 @@ class HaltingModel(nn.Module):
         require(signals is not None, "the halting model reads signals, but the process shows none")
         assert signals is not None
         readout = signals.new_empty(len(signals), 0) if readout is None else readout
-        price = self.trained_price(price)
-        raw, state = self.halter.step(signals, readout, price, state)
+        price = self._in_own_dtype(self.trained_price(price))
+        own = self._in_own_dtype(signals), self._in_own_dtype(readout)
+        raw, state = self.halter.step(*own, price, state)
         return self.method.outputs(raw, price), state
 
     def forward(self, signals: Tensor, readouts: Tensor, price: Tensor) -> dict[str, Tensor]:
@@ -146,12 +147,17 @@ class HaltingModel(nn.Module):
         """
         if self.halter is None:
             return {}
-        price = self.trained_price(price)
-        return self.method.outputs(self.halter(signals, readouts, price), price)
+        price = self._in_own_dtype(self.trained_price(price))
+        own = self._in_own_dtype(signals), self._in_own_dtype(readouts)
+        return self.method.outputs(self.halter(*own, price), price)
 
     def initial(self, price: Tensor) -> dict[str, Tensor]:
         """Outputs before step 0, when nothing but the price [B] is known, shapes [B, ...]."""
         return {} if self.halter is None else self.method.outputs(self.halter.initial(price), price)
+
+    def _in_own_dtype(self, value: Tensor) -> Tensor:
+        """What a process shows, which may compute in any, in the dtype of the weights."""
+        return value.to(next(self.parameters()).dtype)
 
     @torch.no_grad()
     def attach(self, trajectory: Trajectory, price: float | Tensor) -> Trajectory:
