@@ -103,3 +103,9 @@ def test_what_does_not_fit_is_refused() -> None:
         LogisticPosterior(torch.zeros(1), 0.0, 3)
     with pytest.raises(InputError, match="prices must be finite numbers above 0"):
         VariableComputationCell(nn.GRUCell(2, 3))(torch.zeros(1, 2), price=0.0)
+
+
+def test_no_tokens_have_no_width() -> None:
+    cell = VariableComputationCell(nn.GRUCell(3, 5))
+    for step in (cell(torch.zeros(0, 3), price=0.1), cell.run(torch.zeros(0, 3), price=0.1)):
+        assert (step.hidden.shape, step.width.shape) == ((0, 5), (0,))

@@ -132,7 +132,7 @@ def captured_gain(fixed: Tensor, rule: Tensor, oracle: Tensor) -> Tensor:
     """
     room = fixed - oracle
     exists = room > ROUNDING * torch.maximum(fixed.abs(), oracle.abs())
-    return torch.where(exists, (fixed - rule) / room, torch.nan)
+    return torch.where(exists, difference(fixed, rule) / room, torch.nan)
 
 
 def difference(one: Tensor, other: Tensor) -> Tensor:

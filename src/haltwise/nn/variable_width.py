@@ -153,7 +153,7 @@ class VariableComputationCell(nn.Module):
         hidden = self._begin(inputs, hidden)
         width = self._width(inputs, hidden, price).nan_to_num(self.cell.hidden_size)
         width = width.floor().clamp_min(1)
-        most = int(width.max())
+        most = int(width.max()) if len(width) else 1
         mask = torch.arange(1, most + 1, device=width.device) <= width.unsqueeze(1)
         before = hidden[:, :most]
         new = self._narrow(most)(inputs, before * mask)
