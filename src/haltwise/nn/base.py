@@ -18,9 +18,12 @@ __all__ = [
     "ItemStep",
     "State",
     "begin",
+    "lent",
     "mean_step_cost",
+    "require_kept",
     "require_shape",
     "take_step",
+    "version_of",
 ]
 
 State = dict[str, Tensor]
@@ -141,6 +144,25 @@ class AdaptiveProcess(nn.Module, ABC):
 def mean_step_cost(exit_costs: Tensor) -> Tensor:
     """The mean cost of a step from the first exit on, [], of what exits cost, [T+1]."""
     return (exit_costs[-1] - exit_costs[0]) / (len(exit_costs) - 1)
+
+
+def lent(module: nn.Module, value: Tensor) -> Tensor:
+    """What a module of the caller's is given: a copy where a part is told to work in place."""
+    in_place = any(getattr(part, "inplace", False) is True for part in module.modules())
+    return value.clone() if in_place else value
+
+
+def version_of(value: Tensor) -> int:
+    """How often a tensor has been written over, where that is known."""
+    return 0 if torch.compiler.is_compiling() or value.is_inference() else value._version
+
+
+def require_kept(value: Tensor, version: int, whose: str) -> None:
+    """Refuse what has been written over since it had this `version_of`, and is needed again."""
+    if version_of(value) != version:
+        raise InputError(
+            f"{whose} in place; let it make a copy of its input first, as by inputs.clone()"
+        )
 
 
 def require_shape(found: object, like: Tensor, whose: str) -> Tensor:

@@ -12,7 +12,14 @@ from haltwise._core.errors import InputError, require
 from haltwise._core.settings import got, require_flags, shown, whole_number
 from haltwise.halting.methods import HaltingMethod, halting_methods
 from haltwise.halting.session import Halts, SupportsPolicy
-from haltwise.nn.base import AdaptiveProcess, begin, mean_step_cost, take_step
+from haltwise.nn.base import (
+    AdaptiveProcess,
+    begin,
+    mean_step_cost,
+    require_kept,
+    take_step,
+    version_of,
+)
 from haltwise.nn.coupling import Coupling
 from haltwise.nn.head import HaltingHead
 from haltwise.nn.inputs import Inputs, count_rows, device_of
@@ -125,6 +132,7 @@ class AdaptiveComputation(nn.Module):
         present, device = process.present(state), device_of(inputs)
         masked = process.items_interact and self.coupling is Coupling.EXPECTED_STATE
         outputs: list[Tensor] = []
+        versions: list[int] = []
         halting: dict[str, list[Tensor]] = {}
         active, prices = (present if process.items_interact else None), torch.empty(0)
         for step in range(process.num_exits):
@@ -137,7 +145,10 @@ class AdaptiveComputation(nn.Module):
                 outputs[0] if outputs else None,
             )
             state = found.state
+            for output, version in zip(outputs, versions, strict=True):
+                require_kept(output, version, f"step {step} changes what an exit before it returns")
             outputs.append(found.output)
+            versions.append(version_of(found.output))
             if step == 0:
                 prices = price_of_items(rows, found.features)
             if step == process.num_exits - 1:

@@ -8,7 +8,15 @@ from torch import Tensor, nn
 
 from haltwise._core.errors import InputError, require
 from haltwise._core.settings import got
-from haltwise.nn.base import AdaptiveProcess, ItemStep, State, require_shape
+from haltwise.nn.base import (
+    AdaptiveProcess,
+    ItemStep,
+    State,
+    lent,
+    require_kept,
+    require_shape,
+    version_of,
+)
 from haltwise.nn.blocks import apply_block, require_batch_first
 from haltwise.nn.inputs import Inputs, pool_tokens, read_tokens, without_padding
 from haltwise.nn.transformer import TransformerBlock, shares_keys
@@ -104,10 +112,12 @@ class LayerStack(AdaptiveProcess):
             if self._shares:
                 after["keys"] = keys
         else:
-            new = _tensor(apply_block(layer, values, padding), f"layer {step}", layer)
+            version, given = version_of(values), lent(layer, values)
+            new = _tensor(apply_block(layer, given, padding), f"layer {step}", layer)
             if self.items_interact or padding is not None:
                 require_shape(new, values, f"layer {step}")
             if active is not None:
+                require_kept(values, version, f"layer {step} changes tokens that have ended")
                 new = torch.where(active.unsqueeze(-1), new, values)
         after["values"] = output = new
         if self.heads is not None:

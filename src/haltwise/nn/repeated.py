@@ -8,7 +8,15 @@ from torch.nn.functional import mse_loss
 
 from haltwise._core.errors import require
 from haltwise._core.settings import got, whole_number
-from haltwise.nn.base import AdaptiveProcess, ItemStep, State, require_shape
+from haltwise.nn.base import (
+    AdaptiveProcess,
+    ItemStep,
+    State,
+    lent,
+    require_kept,
+    require_shape,
+    version_of,
+)
 from haltwise.nn.blocks import apply_block, require_batch_first
 from haltwise.nn.inputs import Inputs, pool_tokens, read_tokens
 from haltwise.nn.transformer import TransformerBlock, shares_keys
@@ -97,7 +105,9 @@ class RepeatedBlock(AdaptiveProcess):
             ran = torch.ones_like(state["ran"]) if active is None else active
             state = {**state, "keys": keys, "ran": ran}
         else:
-            tokens = require_shape(apply_block(self.block, seen, padding), before, "the block")
+            version, given = version_of(before), lent(self.block, seen)
+            tokens = require_shape(apply_block(self.block, given, padding), before, "the block")
+            require_kept(before, version, "the block changes tokens")
             if active is not None:
                 tokens = torch.where(active.unsqueeze(-1), tokens, before)
         change = mse_loss(tokens, before, reduction="none").mean(-1, keepdim=True)

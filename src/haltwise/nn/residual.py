@@ -9,7 +9,15 @@ from torch.nn.functional import avg_pool2d
 
 from haltwise._core.errors import require
 from haltwise._core.settings import got, whole_number
-from haltwise.nn.base import AdaptiveProcess, ItemStep, State, require_shape
+from haltwise.nn.base import (
+    AdaptiveProcess,
+    ItemStep,
+    State,
+    lent,
+    require_kept,
+    require_shape,
+    version_of,
+)
 from haltwise.nn.inputs import Inputs, require_tensor
 
 __all__ = ["ResidualStage"]
@@ -62,10 +70,13 @@ class ResidualStage(AdaptiveProcess):
 
     def step(self, step: int | Tensor, state: State, active: Tensor | None = None) -> ItemStep:
         assert isinstance(step, int)  # units differ
-        image = state["image"]
-        change = self.units[step](image)
+        image, unit = state["image"], self.units[step]
+        version, given = version_of(image), lent(unit, image)
+        change = unit(given)
         require_shape(change, image, f"unit {step}")
-        moved = image + change
+        if active is not None:
+            require_kept(image, version, f"unit {step} changes positions that have ended")
+        moved = given + change
         image = moved if active is None else torch.where(active.unsqueeze(1), moved, image)
         mean = image.mean((2, 3))
         if not self.items_interact:
