@@ -1,5 +1,6 @@
 """Objectives of the adaptive layer: their units, and items that say nothing about others."""
 
+import copy
 import dataclasses
 import math
 from typing import Any
@@ -151,3 +152,22 @@ def test_exits_are_those_of_rules_that_read_the_head() -> None:
     for rule in (Patience(1), FixedBudget(2) | Patience(1)):
         with pytest.raises(InputError, match="reads a loss, but none is known here; take"):
             found.exits_by(rule)
+
+
+def test_a_coupling_that_is_set_is_one() -> None:
+    """Its name had been taken for none of them, in silence."""
+    torch.manual_seed(0)
+    stack = LayerStack([nn.Linear(3, 3) for _ in range(4)], 3)
+    layer = AdaptiveComputation(stack)
+    named: Any = layer
+    named.coupling = "sampled"
+    assert layer.coupling is Coupling.SAMPLED
+    drawn = layer(torch.randn(50, 3), 0.1)
+    assert drawn.drawn is not None
+    assert len(layer.run(torch.randn(500, 3), 0.1).exits.unique()) == 4
+    with pytest.raises(InputError, match="coupling must be one of expected-loss"):
+        named.coupling = "mean"
+    tokens: Any = AdaptiveComputation(LayerStack([nn.Linear(3, 3)] * 2, 3, per="token"))
+    with pytest.raises(InputError, match="see each other"):
+        tokens.coupling = Coupling.SAMPLED
+    assert copy.deepcopy(layer).coupling is Coupling.SAMPLED

@@ -96,12 +96,8 @@ class AdaptiveComputation(nn.Module):
             f"{type(own).__name__} learns nothing about halting; choose another method",
         )
         require_flags(price_input=price_input)
-        self.process, self.method, self.coupling = process, own, _coupling(coupling)
-        require(
-            not (process.items_interact and self.coupling is Coupling.SAMPLED),
-            f"the items of {type(process).__name__} see each other, so that where one ends changes "
-            "the loss of others; choose the coupling 'expected-loss' or 'expected-state'",
-        )
+        self.process, self.method = process, own
+        self.coupling = coupling
         self.head = HaltingHead(
             own,
             process.num_features,
@@ -109,6 +105,21 @@ class AdaptiveComputation(nn.Module):
             price_input=price_input,
             generator=generator,
         )
+
+    @property
+    def coupling(self) -> Coupling:
+        """What the loss is taken of; it may be set anew, by its name, too."""
+        return self._coupling
+
+    @coupling.setter
+    def coupling(self, coupling: str | Coupling) -> None:
+        found, process = _coupling(coupling), self.process
+        require(
+            not (process.items_interact and found is Coupling.SAMPLED),
+            f"the items of {type(process).__name__} see each other, so that where one ends changes "
+            "the loss of others; choose the coupling 'expected-loss' or 'expected-state'",
+        )
+        self._coupling = found
 
     def forward(
         self, inputs: Inputs, price: float | Tensor, *, generator: torch.Generator | None = None
