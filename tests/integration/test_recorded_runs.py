@@ -253,6 +253,17 @@ def test_runs_that_cannot_be_learned_from_are_refused(
         RecordedRuns.load(tmp_path, horizon)
 
 
+def test_two_exits_are_runs_of_one_step(tmp_path: Path) -> None:
+    """A small network before a large one: what is decided is whether the large one is asked."""
+    losses = torch.rand(60, 2)
+    save_trajectory(tmp_path, Trajectory(losses, losses))
+    assert RecordedRuns.load(tmp_path).trajectory.num_steps == 1
+    save_trajectory(tmp_path / "more", Trajectory(torch.rand(60, 9), torch.rand(60, 9)))
+    (tmp_path / "000000-item.safetensors").rename(tmp_path / "more" / "short.safetensors")
+    with pytest.raises(InputError, match=r"short.* too few calls"):
+        RecordedRuns.load(tmp_path / "more")
+
+
 @pytest.mark.parametrize("way", ["items", "problems"])
 def test_many_runs_wait_for_the_disk_once(
     way: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -204,12 +204,12 @@ class RecordedRuns:
         if horizon is None:
             horizon = min(lengths)
             shortest = paths[lengths.index(horizon)]
+            usual = sorted(lengths)[len(lengths) // 2]
             require(
-                horizon >= 2,
+                horizon >= max(1, min(2, usual)),
                 f"{shortest} holds too few calls of update to learn from; remove it or give a "
                 "horizon",
             )
-            usual = sorted(lengths)[len(lengths) // 2]
             if horizon < _SHORT * usual:
                 warn(
                     f"{shortest} has {horizon} steps, but half of the {len(runs)} runs have "
