@@ -320,3 +320,44 @@ def test_tokens_that_run_find_what_all_would(
         found = block.advance(*arguments)
     for one, other in zip(found, expected, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
+
+
+class OfFirst(nn.Linear):
+    """Classifies a sequence by its first token."""
+
+    def forward(self, tokens: Tensor, padding: Tensor | None = None) -> Tensor:
+        return super().forward(tokens[:, 0])
+
+
+@pytest.mark.parametrize("kind", ["words", "narrow tokens"])
+def test_a_first_layer_may_change_the_width_of_padded_tokens(kind: str) -> None:
+    """Words that are embedded, or tokens that are projected: each sequence is what it is alone."""
+    torch.manual_seed(0)
+    words = kind == "words"
+    first: nn.Module = nn.Embedding(20, 8) if words else nn.Linear(3, 8)
+    others = [
+        nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True) for _ in range(2)
+    ]
+    stack = LayerStack([first, *others], 2, heads=[OfFirst(8, 2) for _ in range(3)])
+    layer = AdaptiveComputation(stack).double().eval()
+    lengths = [7, 2, 5, 1]
+    padding = torch.arange(7) >= torch.tensor(lengths).unsqueeze(1)
+    given = torch.randint(20, (4, 7), generator=seeded())
+    tokens = given if words else torch.randn(4, 7, 3, generator=seeded(), dtype=DOUBLE)
+    found = layer({"tokens": tokens, "padding": padding}, 0.1)
+    ran = layer.run({"tokens": tokens, "padding": padding}, 0.1)
+    for row, length in enumerate(lengths):
+        alone = layer(tokens[row : row + 1, :length], 0.1)
+        torch.testing.assert_close(found.outputs[row], alone.outputs[0])
+        torch.testing.assert_close(ran.output[row], alone.output[0])
+    with pytest.raises(InputError, match="layer 0 must return a tensor of the shape"):
+        own = AdaptiveComputation(LayerStack([first, *others], 8, per="token")).double()
+        own({"tokens": tokens, "padding": padding}, 0.1)
+    with pytest.raises(InputError, match="layer 0 must keep the tokens"):
+        flat = AdaptiveComputation(LayerStack([nn.Sequential(first, Halved()), *others], 8))
+        flat.double()({"tokens": tokens, "padding": padding}, 0.1)
+
+
+class Halved(nn.Module):
+    def forward(self, tokens: Tensor, padding: Tensor) -> Tensor:
+        return tokens[:, ::2]

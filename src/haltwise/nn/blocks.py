@@ -16,6 +16,7 @@ _MASKS = "padding", "src_key_padding_mask"
 """Arguments by which blocks, those of PyTorch among them, are told which tokens are padding."""
 _ALONG_OTHERS = {"GLU", "LogSoftmax", "MultiheadAttention", "Softmax", "Softmax2d", "Softmin"}
 _TOKENWISE: tuple[type[nn.Module], ...] = (
+    nn.Embedding,
     nn.Linear,
     nn.LayerNorm,
     nn.RMSNorm,
@@ -23,7 +24,7 @@ _TOKENWISE: tuple[type[nn.Module], ...] = (
     nn.Dropout,
     *(getattr(activation, name) for name in activation.__all__ if name not in _ALONG_OTHERS),
 )
-"""Layers that treat every token [B, L, D] by itself, normalizations if they are over D alone."""
+"""Layers that treat every token [B, L, D] or [B, L] by itself, normalizations if they are over D alone."""
 
 
 def require_batch_first(modules: Sequence[nn.Module]) -> None:

@@ -34,7 +34,8 @@ class LayerStack(AdaptiveProcess):
 
     Inputs are a tensor [n, ...], or {"tokens": [n, L, D], "padding": [n, L]} with a mask that is
     True at padding: no token sees it, layers and heads put out 0 for it, and it is no item where
-    tokens end. Layers and heads must then be such as `RepeatedBlock` takes for its block.
+    tokens end. Layers and heads must then be such as `RepeatedBlock` takes for its block. Where
+    rows end, layers may change D, and the first may embed words, tokens [n, L].
 
     Args:
         layers: Each from the output of the one before, rows apart.
@@ -114,11 +115,18 @@ class LayerStack(AdaptiveProcess):
         else:
             version, given = version_of(values), lent(layer, values)
             new = _tensor(apply_block(layer, given, padding), f"layer {step}", layer)
-            if self.items_interact or padding is not None:
+            if self.items_interact:
                 require_shape(new, values, f"layer {step}")
-            if active is not None:
-                require_kept(values, version, f"layer {step} changes tokens that have ended")
-                new = torch.where(active.unsqueeze(-1), new, values)
+                if active is not None:
+                    require_kept(values, version, f"layer {step} changes tokens that have ended")
+                    new = torch.where(active.unsqueeze(-1), new, values)
+            elif padding is not None:
+                require(
+                    new.ndim > 2 and new.shape[:2] == padding.shape,
+                    f"layer {step} must keep the tokens {list(padding.shape)} where some are "
+                    f"padding, {got(new)}",
+                )
+                new = without_padding(new, padding)
         after["values"] = output = new
         if self.heads is not None:
             head = self.heads[step]
