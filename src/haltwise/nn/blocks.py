@@ -24,7 +24,8 @@ _TOKENWISE: tuple[type[nn.Module], ...] = (
     nn.Dropout,
     *(getattr(activation, name) for name in activation.__all__ if name not in _ALONG_OTHERS),
 )
-"""Layers that treat every token [B, L, D] or [B, L] by itself, normalizations if they are over D alone."""
+"""Layers that treat every token [B, L, D], or word [B, L], by itself, normalizations if they are
+over D alone."""
 
 
 def require_batch_first(modules: Sequence[nn.Module]) -> None:
