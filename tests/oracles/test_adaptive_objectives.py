@@ -3,7 +3,10 @@
 import copy
 import dataclasses
 import math
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any, ClassVar, final
 
 import pytest
 import torch
@@ -11,7 +14,15 @@ from draws import DOUBLE, seeded
 from torch import Tensor, nn
 
 from haltwise import InputError
-from haltwise.halting import Graves, HaltingMethod, Softmax, StickBreaking
+from haltwise.halting import (
+    Graves,
+    HaltingExamples,
+    HaltingMethod,
+    Posterior,
+    Softmax,
+    StickBreaking,
+    StickBreakingPosterior,
+)
 from haltwise.nn import (
     AdaptiveComputation,
     Coupling,
@@ -20,7 +31,7 @@ from haltwise.nn import (
     RepeatedBlock,
     TransformerBlock,
 )
-from haltwise.stop_rules import FixedBudget, HazardThreshold, Patience
+from haltwise.stop_rules import DecisionTime, FixedBudget, HazardThreshold, Patience, StopRule
 
 
 def randn(*shape: int) -> Tensor:
@@ -171,3 +182,31 @@ def test_a_coupling_that_is_set_is_one() -> None:
     with pytest.raises(InputError, match="see each other"):
         tokens.coupling = Coupling.SAMPLED
     assert copy.deepcopy(layer).coupling is Coupling.SAMPLED
+
+
+@final
+@dataclass(frozen=True)
+class MeanOfAll(HaltingMethod):
+    """A method of the caller's whose objective is one number, not one for each item."""
+
+    output_sizes: ClassVar[Mapping[str, int]] = MappingProxyType({"hazard_logits": 2})
+
+    def outputs(self, raw: Tensor, price: Tensor) -> dict[str, Tensor]:
+        return {"hazard_logits": raw}
+
+    def posterior(self, outputs: Mapping[str, Tensor], time: DecisionTime) -> Posterior:
+        return StickBreakingPosterior(outputs["hazard_logits"][..., time])
+
+    def objective(self, examples: HaltingExamples) -> Tensor:
+        return examples.excess[:, 0]
+
+    def exit_objective(self, examples: HaltingExamples) -> Tensor:
+        return examples.excess.mean()
+
+    def rule(self, time: DecisionTime) -> StopRule:
+        return HazardThreshold(0.0, time)
+
+
+def test_an_objective_that_is_not_one_of_each_item_is_named() -> None:
+    with pytest.raises(InputError, match=r"MeanOfAll.exit_objective must return .* shape \[6\]"):
+        pondered(MeanOfAll()).objective(torch.ones(6, 4, dtype=DOUBLE))

@@ -8,10 +8,10 @@ from typing import final
 import torch
 from torch import Tensor
 
-from haltwise._core.errors import DataWarning, require, warn
+from haltwise._core.errors import DataWarning, InputError, require, warn
 from haltwise._core.plugins import comes_with_the_package
 from haltwise._core.settings import got, real_number
-from haltwise._core.tensors import along, select_state
+from haltwise._core.tensors import along, kind_of, select_state
 from haltwise.halting.methods import HaltingExamples, HaltingMethod
 from haltwise.halting.posteriors import Posterior
 from haltwise.nn.base import mean_step_cost
@@ -270,7 +270,13 @@ class Pondered:
             excess, price, halting = excess[place], price[place], select_state(halting, place)
         step = price * unit
         examples = HaltingExamples(excess, halting, {}, step, progress, generator)
-        objective = self.method.objective_unit(step) * self.method.exit_objective(examples)
+        found: object = self.method.exit_objective(examples)
+        if not (isinstance(found, Tensor) and found.shape == step.shape):
+            raise InputError(
+                f"{type(self.method).__name__}.exit_objective must return a tensor of shape "
+                f"{list(step.shape)}, one number for each item, got {kind_of(found)}"
+            )
+        objective = self.method.objective_unit(step) * found
         if place is not None:
             zeros = objective.new_zeros(self.price.numel())
             objective = zeros.index_copy(0, place, objective)
