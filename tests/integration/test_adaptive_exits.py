@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,7 +12,13 @@ from torch import Tensor, nn
 from haltwise import DataWarning, FitWarning, HaltingModel, InputError
 from haltwise.halting import HalterSettings
 from haltwise.models import Card, Choice
-from haltwise.nn import AdaptiveComputation, Pondered, RecurrentCell
+from haltwise.nn import (
+    AdaptiveComputation,
+    AdaptiveProcess,
+    ItemStep,
+    Pondered,
+    RecurrentCell,
+)
 from haltwise.processes import Trajectory
 from haltwise.processes.signals import SIGNALS
 from haltwise.recordings.runs import RecordedRuns, save_trajectory
@@ -212,6 +219,47 @@ def test_a_model_reads_networks_of_any_precision(
     assert (found.exits == due.exits).float().mean() > (0.95 if dtype == torch.float64 else 0.5)
     judged = model.attach(recorded(layer, inputs.to(dtype)), 0.1)
     assert judged.known("hazard_logits").dtype == torch.float32
+
+
+class Given(AdaptiveProcess):
+    """Rows [n, T+1] of what exits return, which no precision changes."""
+
+    num_features = 1
+
+    def init(self, inputs: Any) -> dict[str, Tensor]:
+        return {"inputs": inputs}
+
+    def step(
+        self, step: int | Tensor, state: dict[str, Tensor], active: Tensor | None = None
+    ) -> ItemStep:
+        output = state["inputs"][:, step]
+        return ItemStep(output, output.unsqueeze(1), state)
+
+
+@pytest.mark.parametrize("kernel", ["auto", "plain"])
+def test_a_model_decides_under_autocast_as_without(
+    kernel: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever computes it: on machines without a compiler it decided in half precision."""
+    if kernel == "plain":
+        monkeypatch.setenv("HALTWISE_KERNEL", "plain")
+    halter = HalterSettings(width=16, memory=8)
+    model = HaltingModel(
+        Card(Choice("stick-breaking"), price=0.1, horizon=5, halter=halter), generator=seeded(1)
+    )
+    assert model.halter is not None
+    nn.init.normal_(model.halter.weights[-1], std=0.5, generator=seeded(2))
+    rows, layer = torch.rand(2000, 6, generator=seeded()), AdaptiveComputation(Given(6))
+    trajectory = model.attach(layer(rows, 0.1).trajectory(rows, rows), 0.1)
+    rule = HazardThreshold(trajectory.known("hazard_logits")[..., 0].quantile(0.8).item())
+
+    def exits() -> Tensor:
+        return layer.run(rows, 0.1, model=model, rule=rule, observe=lambda outputs: outputs).exits
+
+    due = exits()
+    assert len(due.unique()) > 2
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(exits(), due)
 
 
 def test_rules_of_losses_decide_as_on_the_recording(

@@ -1,5 +1,6 @@
 """Halting as steps are taken: which items end now, and what the mean over their exits weighs."""
 
+import contextlib
 from collections.abc import Callable, Mapping
 from typing import final
 
@@ -9,9 +10,9 @@ from torch import Tensor
 from haltwise._core.errors import require
 from haltwise._core.plugins import comes_with_the_package
 from haltwise._core.settings import got
-from haltwise._core.tensors import nested_state, sub_state
+from haltwise._core.tensors import nested_state, sub_state, undisturbed
 from haltwise.halting.methods import HaltingMethod
-from haltwise.halting.session import HaltingSession, Halts
+from haltwise.halting.session import HaltingSession, Halts, SupportsPolicy
 from haltwise.nn.coupling import Coupling
 from haltwise.processes.observation import StepObservation
 from haltwise.processes.signals import SIGNALS, loss_signals
@@ -77,6 +78,8 @@ class OnlineHalting:
         self._num_exits, self._generator = num_exits, generator
         self.draws = rule is None and coupling is Coupling.SAMPLED
         self.takes_means = coupling is Coupling.EXPECTED_STATE
+        # The layer's own head is a part of the network; a model is what it was when it learned.
+        self._apart = undisturbed if isinstance(model, SupportsPolicy) else contextlib.nullcontext
         own = model.method.rule(_AFTER)
         if self.draws:
             one = model.method.outputs(torch.zeros(1, 1, model.method.num_outputs), torch.ones(1))
@@ -141,7 +144,8 @@ class OnlineHalting:
         session.restore(sub_state(state, "session."))
         # A number of each item is what rules compare with, too.
         observation = StepObservation(step, loss, norm, signals, readout)  # type: ignore[arg-type]
-        decision = session.observe(observation)
+        with self._apart():
+            decision = session.observe(observation)
         after = {**state, **nested_state(session.state(), "session.")}
         if self.draws or self.takes_means:
             rows = torch.arange(len(price), device=price.device)
