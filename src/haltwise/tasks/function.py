@@ -1,8 +1,7 @@
 """Problems given by one function: a loss that PyTorch differentiates, and data per problem."""
 
-import contextlib
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import KW_ONLY, InitVar, dataclass, field
 from typing import Any, final
 
@@ -10,8 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from haltwise._core.errors import GradientWarning, InputError, require, warn
-from haltwise._core.random import stream
+from haltwise._core.errors import InputError, require
 from haltwise._core.tensors import copied_array, undisturbed, widest
 from haltwise.tasks.base import (
     CurvedObservation,
@@ -21,13 +19,10 @@ from haltwise.tasks.base import (
     TaskBatch,
 )
 from haltwise.tasks.coordinates import Bounds, Coordinates
-from haltwise.tasks.own_errors import likely_cause, require_selectable
 
-__all__ = ["FunctionBatch", "squares"]
+__all__ = ["FunctionBatch", "shape_of", "squares"]
 
 _REACH = 2.0  # of a step in coordinates that stand for bounded ones: a factor of 7.4
-_TELLS, _WRONG = 0.01, 0.1  # of a difference of losses, see `FunctionBatch._check_gradient`
-_LARGE = 2**22  # numbers in parameters and data, of which a trial is no longer cheap
 
 
 @final
@@ -254,7 +249,7 @@ class FunctionBatch(TaskBatch, SupportsCurvature, SupportsResiduals):
         require(
             isinstance(loss, Tensor) and loss.shape == params.shape[:1],
             f"the loss must return one value per problem, a tensor of shape [{len(params)}] for "
-            f"parameters of shape {list(params.shape)}; got {_shape(loss)}",
+            f"parameters of shape {list(params.shape)}; got {shape_of(loss)}",
         )
         _require_dtype("the loss", loss, leaf)
         return leaf, loss
@@ -269,7 +264,7 @@ class FunctionBatch(TaskBatch, SupportsCurvature, SupportsResiduals):
             and residuals.ndim == 2
             and residuals.shape[:1] == params.shape[:1],
             f"residuals must return a tensor of shape [{len(params)}, M] for parameters of shape "
-            f"{list(params.shape)}; got {_shape(residuals)}",
+            f"{list(params.shape)}; got {shape_of(residuals)}",
         )
         _require_dtype("residuals", residuals, leaf)
         return leaf, residuals
@@ -297,7 +292,7 @@ class FunctionBatch(TaskBatch, SupportsCurvature, SupportsResiduals):
         what = "residuals [{0}, M] and their Jacobian [{0}, M, {1}]"
         if self.residuals is None:
             what = "losses [{0}], gradients [{0}, {1}] and, if known, Hessians [{0}, {1}, {1}]"
-        got = ", ".join(map(_shape, given)) if isinstance(given, tuple) else repr(type(given))
+        got = ", ".join(map(shape_of, given)) if isinstance(given, tuple) else repr(type(given))
         require(fits, f"derivatives must return a tuple of {what.format(number, dim)}; got {got}")
         for value in given:
             _require_dtype("what derivatives returns", value, params)
@@ -318,197 +313,18 @@ class FunctionBatch(TaskBatch, SupportsCurvature, SupportsResiduals):
         bend = torch.diag_embed(grad * self.coordinates.bend(params))
         return loss, grad * slope, hessian + bend
 
-    def check(self) -> None:
-        """Try the function on a few problems, together and alone.
-
-        Raises:
-            InputError: Data have the wrong length, a function fails on a subset of the problems, a
-                loss changes with the problems beside it, or derivatives are not those of the loss.
-
-        Warns:
-            GradientWarning: Automatic gradients are not those of the loss, as where a part of it is
-                detached.
-        """
-        require(
-            self.loss is not None or self.residuals is not None or self.derivatives is not None,
-            "there is nothing to minimise; give a loss, residuals or derivatives",
-        )
-        require(
-            self.loss is None or self.residuals is None,
-            "give a loss or residuals, not both: the loss of residuals is half the sum of their "
-            "squares",
-        )
-        require(
-            isinstance(self.data, Mapping),
-            "data must be a dictionary of tensors, the keyword arguments of the loss, got "
-            + type(self.data).__name__
-            + ("; give its .data" if isinstance(getattr(self.data, "data", 0), Mapping) else ""),
-        )
-        for name, value in self.data.items():
-            require(
-                isinstance(value, Tensor) and value.shape[:1] == self.start.shape[:1],
-                f"data[{name!r}] must be a tensor with the {self.num_problems} problems along its "
-                f"first dimension, got {_shape(value)}",
-            )
-            require(
-                value.layout == torch.strided,
-                f"data[{name!r}] is {str(value.layout).removeprefix('torch.')}, of which problems "
-                f"cannot be selected; make it dense by data[{name!r}].to_dense()",
-            )
-            require_selectable(f"data[{name!r}]", value)
-            require(
-                value.device == self.start.device,
-                f"data[{name!r}] is on {value.device} and start on {self.start.device}; move both "
-                f"by FunctionBatch(...).to('{self.start.device}')",
-            )
-        index = sorted({0, self.num_problems // 2, self.num_problems - 1})
-        some = self.select(torch.tensor(index, device=self.start.device))
-        # Between problems with equal starts, a loss that compares them may have no gradient.
-        draw: dict[str, Any] = {"generator": stream(0, "check"), "device": "cpu"}
-        away = 0.01 * torch.rand(some.start.shape, dtype=torch.float32, **draw).to(some.start)
-        params = torch.where(some.start == 0, away, some.start * (1 + away))
-        together = self._try(some, params)
-        tolerance = torch.finfo(params.dtype).eps ** 0.5
-        if self.derivatives is not None:
-            with self._explained(some, params):
-                some._check_derivatives(params, together)
-        for number, problem in enumerate(index):
-            row = torch.tensor([number], device=params.device)
-            alone = self._try(some.select(row), params[row])
-            for own, beside in zip(alone, together, strict=True):
-                size = own.abs().nan_to_num().amax().item()
-                require(
-                    torch.allclose(own, beside[row], tolerance, tolerance * size, equal_nan=True),
-                    f"the loss of problem {problem} or its gradient changes with the problems "
-                    "beside it; each loss must be a function of its own row of parameters and data "
-                    "alone, and not random",
-                )
-        if self.derivatives is None:
-            some._check_gradient(params, together)
-
-    def _check_gradient(self, params: Tensor, seen: Observation) -> None:
-        """Compare automatic gradients along two directions with differences of losses.
-
-        A difference tells nothing where that of twice the step is another, as in rounding and on
-        curves too sharp for it. In float64, if the functions take it, there is less rounding.
-        """
-        step = torch.finfo(params.dtype).eps ** 0.4
-        batch, params, seen = self._in_float64(params) or (self, params, seen)
-        eps = torch.finfo(params.dtype).eps
-        uniform = torch.rand(params.shape, generator=stream(0, "direction"), device="cpu")
-        drawn = (2 * uniform.round() - 1) * (0.5 + uniform)  # no two coordinates cancel
-        along = torch.where(seen.grad * params < 0, -1, 1)  # all of them add up
-        move = step * torch.cat((params * drawn.to(params), params * along))
-        ways = torch.arange(len(params), device=params.device).repeat(4)
-        params, grad, loss = (
-            value.repeat(2, 1) for value in (params, seen.grad, seen.loss[:, None])
-        )
-        there = torch.cat((params + move, params + 2 * move))
-        with self._explained(batch, params):
-            losses = batch.select(ways).observe_loss(there, 0)
-        loss = loss.squeeze(1)
-        near, far = (losses - loss.repeat(2)).chunk(2)
-        forecast = (grad * move).sum(1)
-        noise = 16 * eps * loss.abs()
-        clear = (near - far / 2).abs() + noise < _TELLS * near.abs()
-        clear |= (near == 0) & (far == 0) & (noise < _TELLS * forecast.abs())
-        wrong = clear & (
-            (near - forecast).abs() > _WRONG * torch.maximum(near.abs(), forecast.abs())
-        )
-        if wrong.sum() > max(1, clear.sum() / 2):  # one may seem clear by chance
-            warn(
-                "the gradient of the loss is not that of its values, so what is found need be no "
-                "minimum: is a part of it computed in NumPy, under torch.no_grad(), by .item(), "
-                ".detach() or round(), or by a function with a backward of its own? If that is "
-                "meant, give loss and gradient as derivatives",
-                GradientWarning,
-            )
-
-    def _in_float64(self, params: Tensor) -> "tuple[FunctionBatch, Tensor, Observation] | None":
-        """The batch, parameters and what is observed there in float64; None if it cannot be.
-
-        Nor is it where functions convert to less by themselves: then a small step changes nothing.
-        """
-        if params.dtype == torch.float64 or widest(params.device) != torch.float64:
-            return None
-        batch, params = self.to(dtype=torch.float64), params.double()
-        try:
-            seen = batch.observe(params, 0)
-            beside = batch.observe_loss(params * (1 + 1e-9), 0)
-        except Exception:  # functions may bring tensors of their own
-            return None
-        is_narrow = torch.equal(beside, seen.loss) and bool(seen.grad.any())
-        return (batch, params, seen) if seen.loss.dtype == torch.float64 and not is_narrow else None
-
     @undisturbed(grad=True)
-    def _check_derivatives(self, params: Tensor, given: Observation) -> None:
-        """Compare given losses and gradients with automatic ones, where there are any."""
+    def _automatic(self, params: Tensor) -> Observation | None:
+        """Find by automatic differentiation what `derivatives` gives; None where that fails."""
         assert self.derivatives is not None
         if self.loss is not None or self.residuals is not None:
             leaf, loss = self._losses(params)
         else:
-            leaf = params.clone().requires_grad_()
+            leaf = _leaf(params)
             loss = self._called("derivatives", self.derivatives, leaf)[0]
         if not loss.requires_grad:
-            return
-        tolerance = torch.finfo(params.dtype).eps ** 0.4
-        own = Observation(loss.detach(), _gradient(loss, leaf).detach())
-        for name, expected, found in zip(("loss", "gradient"), own, given, strict=True):
-            finite = expected.isfinite() & found.isfinite()
-            size = expected[finite].abs().amax().item() if finite.any() else 0.0
-            require(
-                torch.allclose(found[finite], expected[finite], tolerance, tolerance * size),
-                f"the {name} that derivatives returns is not that of "
-                f"{'the residuals' if self.residuals is not None else 'the loss'}: it differs by "
-                f"{(found - expected)[finite].abs().amax().item() if size else math.nan:.2g} from "
-                "what automatic differentiation finds; correct it, or leave derivatives out",
-            )
-
-    def _try(self, part: "FunctionBatch", params: Tensor) -> Observation:
-        with self._explained(part, params):
-            return part.observe(params, 0)
-
-    @contextlib.contextmanager
-    def _explained(self, part: "FunctionBatch", params: Tensor) -> Iterator[None]:
-        """Say of an error inside a function what its likely cause is."""
-        try:
-            yield
-        except InputError:
-            raise
-        except (RuntimeError, IndexError, TypeError, ValueError) as error:
-            names = ("loss", "residuals", "derivatives")
-            given = {name: getattr(part, name) for name in names if getattr(part, name) is not None}
-            own = part.own(params)
-            cause = likely_cause(error, given, own, part.data)
-            among = ""
-            if cause is None and self._fails_for_its_size(params):
-                among = f" for {len(params)} of the {self.num_problems} problems"
-                cause = (
-                    "it must take any subset of them, even a single one, so what belongs to a "
-                    "problem must come in `data`"
-                )
-            if cause is None:
-                tensors = (
-                    {f"params[{key!r}]": v for key, v in own.items()}
-                    if isinstance(own, dict)
-                    else {"params": own}
-                )
-                shapes = (f"{name} {list(v.shape)}" for name, v in {**tensors, **part.data}.items())
-                cause = "it was called with " + ", ".join(shapes)
-            text = (str(error) or type(error).__name__).splitlines()[0]
-            raise InputError(f"the loss fails{among} ({text}); {cause}") from error
-
-    def _fails_for_its_size(self, params: Tensor) -> bool:
-        """Whether a function that failed for some problems takes all of them."""
-        if len(params) == 1 < self.num_problems:  # it was called with three of them before
-            return True
-        if sum(value.numel() for value in (self.start, *self.data.values())) > _LARGE:
-            return False
-        try:
-            self.observe(self.start, 0)
-        except Exception:  # whatever it is, it is no matter of the size
-            return False
-        return True
+            return None
+        return Observation(loss.detach(), _gradient(loss, leaf).detach())
 
 
 def _array_names(start: Any, data: Any) -> set[str | None]:
@@ -611,5 +427,6 @@ def _require_dtype(name: str, value: Tensor, params: Tensor) -> None:
     )
 
 
-def _shape(value: object) -> str:
+def shape_of(value: object) -> str:
+    """A tensor's shape, in words, or what else a value is."""
     return f"shape {list(value.shape)}" if isinstance(value, Tensor) else repr(value)

@@ -14,6 +14,7 @@ from haltwise._core.tensors import tensors_of, undisturbed
 from haltwise.tasks.base import Observation, TaskBatch, TaskFamily
 from haltwise.tasks.coordinates import no_dtype
 from haltwise.tasks.function import FunctionBatch
+from haltwise.tasks.function_trial import require_sound_functions
 from haltwise.tasks.own_errors import require_selectable
 
 __all__ = ["require_solvable", "require_usable"]
@@ -27,7 +28,7 @@ def require_solvable(problem: TaskBatch) -> None:
             a batch of a user's own class return what they must not.
 
     Warns:
-        GradientWarning: See `FunctionBatch.check`.
+        GradientWarning: See `require_sound_functions`.
     """
     require(
         isinstance(problem, TaskBatch),
@@ -68,7 +69,7 @@ def require_solvable(problem: TaskBatch) -> None:
         f"{bad[0] if bad else None}; start from finite parameters",
     )
     if isinstance(problem, FunctionBatch):
-        problem.check()
+        require_sound_functions(problem)
     elif not plugins.comes_with_the_package(problem):
         _require_sound(problem)
 
@@ -144,7 +145,7 @@ def require_usable(family: TaskFamily, name: str) -> None:
         InputError: A method fails or returns what it must not; the message names file and line.
 
     Warns:
-        GradientWarning: See `FunctionBatch.check`.
+        GradientWarning: See `require_sound_functions`.
     """
     title = type(family).__name__
     with plugins.place(name, type(family)).errors():
@@ -188,7 +189,7 @@ def require_usable(family: TaskFamily, name: str) -> None:
             "finite, and zero where the least loss is unknown",
         )
         if isinstance(batch, FunctionBatch):
-            batch.check()
+            require_sound_functions(batch)
         alone, repeated = _observed(batch.select(torch.tensor([1]))), _observed(batch)
         for what, value, beside, once_more in zip(
             ("loss", "gradient"), alone, observed, repeated, strict=True
