@@ -118,3 +118,58 @@ def test_what_the_curvature_at_the_point_forecasts_is_believed_at_once() -> None
     stop, point = PriceStop(number(0.1)), at(1.0, 1.0)
     for gain, known, expected in ((0.1, True, 1), (0.11, True, -1), (0.1, False, -1)):
         assert reason(stop, point, proposal(gain, known=known), stop.init(point)) == expected
+
+
+def stalls(
+    stop: ToleranceStop, first: Point, later: Point, gain: float, promised: float
+) -> tuple[int, int]:
+    """After how many steps that fail it stops, 0 if it has not after 70, and why."""
+    memory, step = stop.init(first), proposal(promised)
+    for count in range(1, 71):
+        memory = stop.learn(later, step, later, torch.tensor([False]), memory)
+        found = reason(stop, later, proposal(gain), memory)
+        if found >= 0:
+            return count, found
+    return 0, -1
+
+
+@pytest.mark.parametrize(
+    ("norm", "gain", "promised", "expected"),
+    [
+        (0.009, 1e-17, 1e-3, (6, 3)),  # flat beside where it began: as good as solved
+        (0.5, 1e-17, 1e-9, (6, 3)),  # steep, but nothing was ever promised
+        (0.5, 1e-17, 1e-3, (6, 7)),  # steep, and much was promised: is the gradient right?
+        (0.5, 1e-3, 1e-3, (60, 4)),  # more is forecast of the next
+    ],
+)
+def test_steps_that_lower_nothing_are_waited_for_and_told_apart(
+    norm: float, gain: float, promised: float, expected: tuple[int, int]
+) -> None:
+    found = stalls(ToleranceStop(gtol=1e-9), at(1.0, 1.0), at(1.0, norm), gain, promised)
+    assert found == expected
+    assert (found[1] in ToleranceStop().failures) is (expected[1] != 3)
+
+
+def test_of_rules_that_may_climb_nothing_is_concluded_from_steps_that_lower_nothing() -> None:
+    rule = ToleranceStop(gtol=1e-9, searches=False)
+    assert stalls(rule, at(1.0, 1.0), at(1.0, 0.5), 0.0, 1e-3) == (0, -1)
+
+
+def test_a_step_that_lowers_the_loss_begins_the_wait_anew() -> None:
+    stop, taken = ToleranceStop(gtol=1e-9), torch.tensor([True])
+    point, step = at(1.0, 1.0), proposal(1e-3)
+    memory = stop.init(point)
+    for _ in range(5):
+        memory = stop.learn(point, step, point, ~taken, memory)
+    memory = stop.learn(point, step, at(0.5, 1.0), taken, memory)
+    for _ in range(5):
+        memory = stop.learn(at(0.5, 1.0), proposal(1e-17), at(0.5, 1.0), ~taken, memory)
+        assert reason(stop, at(0.5, 1.0), proposal(1e-17), memory) == -1
+    memory = stop.learn(at(0.5, 1.0), proposal(1e-17), at(0.5, 1.0), ~taken, memory)
+    assert reason(stop, at(0.5, 1.0), proposal(1e-17), memory) == 3
+
+
+def test_what_another_tolerance_has_met_stays_the_reason() -> None:
+    """A loss that stalls is one that met `gtol`, where both are so."""
+    stop = ToleranceStop(gtol=0.5)
+    assert stalls(stop, at(1.0, 1.0), at(1.0, 0.4), 1e-17, 1e-3) == (1, 0)

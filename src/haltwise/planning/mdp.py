@@ -91,7 +91,7 @@ def expectation_maximization(
     greedy: bool = False,
     num_iterations: int = 100,
 ) -> PlannedPolicy:
-    """PlannedPolicy by EM in a mixture of finite processes (Toussaint & Storkey 2006).
+    """Plan by EM in a mixture of finite processes (Toussaint & Storkey 2006).
 
     A horizon T with p(T) = (1 - gamma) gamma^T is drawn, and a binary R is 1 with the probability
     that the reward at T alone says. Then

@@ -10,7 +10,7 @@ from haltwise._core import plugins
 from haltwise._core.errors import InputError, require
 from haltwise._core.random import stream
 from haltwise._core.settings import got
-from haltwise._core.tensors import tensors_of, undisturbed
+from haltwise._core.tensors import kind_of, tensors_of, undisturbed
 from haltwise.tasks.base import Observation, TaskBatch, TaskFamily
 from haltwise.tasks.coordinates import no_dtype
 from haltwise.tasks.function import FunctionBatch
@@ -123,12 +123,12 @@ def _observed(batch: TaskBatch) -> Observation:
         ("loss", seen.loss, list(params.shape[:1])),
         ("gradient", seen.grad, list(params.shape)),
     ):
-        is_tensor = isinstance(value, Tensor)
-        found = f"{value.dtype} in shape {list(value.shape)}" if is_tensor else type(value).__name__
         require(
-            is_tensor and list(value.shape) == shape and value.dtype == params.dtype,
+            isinstance(value, Tensor)
+            and list(value.shape) == shape
+            and value.dtype == params.dtype,
             f"the {what} that {title}.observe returns must be a tensor of {params.dtype} in shape "
-            f"{shape} for parameters of shape {list(params.shape)}, got {found}",
+            f"{shape} for parameters of shape {list(params.shape)}, got {kind_of(value)}",
         )
     require(
         torch.equal(params, batch.start),
