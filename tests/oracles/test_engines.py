@@ -17,7 +17,6 @@ from torch import Tensor
 import haltwise
 from haltwise import FunctionBatch, InputError, Outcome
 from haltwise.engines import Point, Proposal, engines
-from haltwise.engines.curvature import newton_direction
 from haltwise.engines.stops import PriceStop, ToleranceStop
 from haltwise.tasks import family
 from haltwise.update_rules import SGD, Adam
@@ -427,37 +426,6 @@ def test_none_is_ever_worse_than_its_start(seed: int, method: str) -> None:
     assert (solution.steps <= solution.num_gradients).all()
 
 
-def test_bfgs_learns_the_inverse_of_a_quadratic() -> None:
-    """It begins with Newton's step, and its updates are those of the textbook."""
-    draw = seeded(5)
-    root = torch.randn(3, 4, 4, generator=draw, dtype=DOUBLE)
-    hessian = root @ root.mT + 0.1 * torch.eye(4, dtype=DOUBLE)
-
-    def quadratic(params: Tensor, hessian: Tensor) -> Tensor:
-        return 0.5 * torch.einsum("bi,bij,bj->b", params, hessian, params)
-
-    batch = FunctionBatch(torch.full((3, 4), 0.1, dtype=DOUBLE), quadratic, {"hessian": hessian})
-    engine = engines()["bfgs"]
-    seen = engine.observe_first(batch)
-    point = Point(batch.start, seen.loss, seen.grad)
-    memory = engine.init(point, seen)
-    torch.testing.assert_close(memory["inverse"], torch.linalg.inv(hessian))
-    assert (memory["unseen"] == 0).all()
-    far = engine.init(point, seen._replace(grad=100 * seen.grad))  # Newton's step is too long
-    assert (far["unseen"] > 0).all()
-    steps = far["inverse"] @ (100 * seen.grad).unsqueeze(2)
-    assert (torch.linalg.eigh(hessian).eigenvectors.mT @ steps).abs().max() < 1 + 1e-9
-    memory = {**memory, "inverse": 0.1 * torch.eye(4, dtype=DOUBLE).expand(3, 4, 4)}
-    proposal = engine.propose(point, memory)
-    moved = engine.observe(batch, point.params + proposal.move)
-    taken, after = engine.learn(point, proposal, moved, memory)
-    s, y = proposal.move.unsqueeze(2), (moved.grad - seen.grad).unsqueeze(2)
-    left = torch.eye(4, dtype=DOUBLE) - s @ y.mT / (s.mT @ y)
-    expected = left @ memory["inverse"] @ left.mT + s @ s.mT / (s.mT @ y)
-    torch.testing.assert_close(after["inverse"][taken], expected[taken])
-    assert taken.any()
-
-
 def test_bfgs_begins_without_a_hessian_that_is_not_finite() -> None:
     start = torch.tensor([[0.0], [1.0]], dtype=DOUBLE)  # |x - 3|^1.5 + x^1.5 is kinked at 0
     problem = FunctionBatch(start, lambda x: ((x - 3).abs() ** 1.5 + x.abs() ** 1.5).sum(1))
@@ -501,19 +469,6 @@ def test_update_rules_take_the_steps_of_torch_optim() -> None:
         torch.testing.assert_close(solution.history, expected)
         torch.testing.assert_close(solution.loss, expected.amin(1))
         torch.testing.assert_close(solution.steps, expected.argmin(1))
-
-
-@pytest.mark.parametrize("definite", [True, False])
-def test_a_direction_is_newton_s_or_descends(*, definite: bool) -> None:
-    root = torch.randn(50, 4, 4, generator=seeded(1), dtype=DOUBLE)
-    matrix = root @ root.mT + 0.1 * torch.eye(4) if definite else root + root.mT
-    grad = torch.randn(50, 4, generator=seeded(2), dtype=DOUBLE)
-    direction, known = newton_direction(matrix, grad, torch.ones(50, 4, dtype=DOUBLE))
-    values, vectors = torch.linalg.eigh(matrix)
-    assert torch.equal(known, (values > 0).all(1))
-    expected = -(vectors @ ((vectors.mT @ grad.unsqueeze(-1)) / values.abs().unsqueeze(-1)))
-    torch.testing.assert_close(direction, expected.squeeze(-1))
-    assert ((direction * grad).sum(1) < 0).all()
 
 
 def test_curvature_and_jacobian_are_those_of_finite_differences() -> None:
