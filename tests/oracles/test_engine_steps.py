@@ -110,6 +110,17 @@ def test_a_step_to_where_nothing_is_finite_is_cut_to_a_tenth(name: str) -> None:
     torch.testing.assert_close(second.move, 0.1 * first.move)
 
 
+@pytest.mark.parametrize("size", [1e-6, 1.0, 1e6])
+def test_the_first_step_of_lbfgs_has_the_length_of_scipy_s(size: float) -> None:
+    """It is 1 whatever the gradient, but more where parameters are so large that 1 is nothing."""
+    for start, length in ((0.1, 1.0), (1e12, 1e12 * torch.finfo(DOUBLE).eps ** 0.5)):
+        at = torch.full((1, 4), start, dtype=DOUBLE)
+        batch = FunctionBatch(at, lambda params: size * params.sum(1))
+        point, memory = begun("lbfgs", batch)
+        move = engines()["lbfgs"].propose(point, memory).move
+        torch.testing.assert_close(move, torch.full((1, 4), -length / 2, dtype=DOUBLE))
+
+
 def bowl(dim: int) -> tuple[FunctionBatch, Tensor]:
     """One quadratic, and the inverse of its Hessian."""
     root = torch.randn(dim, dim, generator=seeded(3), dtype=DOUBLE)

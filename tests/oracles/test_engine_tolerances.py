@@ -173,3 +173,29 @@ def test_what_another_tolerance_has_met_stays_the_reason() -> None:
     """A loss that stalls is one that met `gtol`, where both are so."""
     stop = ToleranceStop(gtol=0.5)
     assert stalls(stop, at(1.0, 1.0), at(1.0, 0.4), 1e-17, 1e-3) == (1, 0)
+
+
+@pytest.mark.parametrize(
+    ("curvature", "above", "fails"),
+    [
+        (0.45, 0.0, False),  # by the best step 1/2 .5^2 / .45 < 3 prices are left
+        (0.40, 0.0, True),
+        (-0.45, 0.0, True),  # no step is known to be the best
+        (0.45, 0.09, False),  # a price above the lowest loss seen: as good as there
+        (0.45, 0.11, True),
+    ],
+)
+def test_what_is_left_to_a_rule_is_told_by_the_curvature_along_its_last_step(
+    curvature: float, above: float, fails: bool
+) -> None:
+    """Forecasts of rules may promise anything: their steps may be too short, and climb."""
+    stop, taken = PriceStop(number(0.1), searches=False), torch.tensor([True])
+    first, lowest, move = at(1.0, 1.0), at(0.95, 0.5), 0.7
+    memory = stop.learn(first, proposal(0.0), lowest, taken, stop.init(first))
+    before = at(0.95 + above, 0.5)
+    after = at(0.95 + above, 0.5 + curvature * move)
+    for _ in range(10):
+        memory = stop.learn(before, proposal(0.0, move), after, taken, memory)
+    found = reason(stop, after, proposal(0.0, move), memory)
+    assert found == (2 if fails else 0)
+    assert (found in stop.failures) is fails
