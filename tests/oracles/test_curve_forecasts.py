@@ -270,6 +270,44 @@ def test_the_level_is_the_highest_below_which_none_loses_more(share: float, marg
     assert level <= level_for(stops, group, share)
 
 
+@pytest.mark.parametrize("num_groups", [1, 2, 5])
+@pytest.mark.parametrize("margin", [0.0, 0.5, 2.0])
+def test_a_level_stays_standard_errors_over_groups_below_what_may_be_lost(
+    num_groups: int, margin: float
+) -> None:
+    """Each group is left out once (Efron & Tibshirani 1993, Eq. 11.5); of one it is binomial."""
+    rng = np.random.default_rng(4)
+    curves, scores = _random_runs(rng)
+    levels = np.linspace(0.01, 0.99, 40)
+    stops = GiveUps.of(curves, scores, levels)
+    group = np.array([str(label) for label in np.sort(rng.integers(0, num_groups, len(scores)))])
+
+    def share_lost(runs: list[int], place: int) -> float:
+        return sum(bool(stops.lost[run, place]) for run in runs) / len(runs)
+
+    met = [run for run in range(curves.num_runs) if stops.succeeded[run]]
+    chosen = set()
+    for share in (0.1, 0.2, 0.3, 0.5, 0.7, 0.9):
+        expected = -np.inf
+        for place, level in enumerate(levels):
+            lost = share_lost(met, place)
+            if num_groups == 1:
+                error = (lost * (1 - lost) / len(met)) ** 0.5
+            else:
+                left = [
+                    share_lost([run for run in met if group[run] != label], place)
+                    for label in sorted({group[run] for run in met})
+                ]
+                mean, num = sum(left) / len(left), len(left)
+                error = ((num - 1) / num * sum((one - mean) ** 2 for one in left)) ** 0.5
+            if lost + margin * error > share:
+                break
+            expected = level
+        assert level_for(stops, group, share, margin=margin) == expected
+        chosen.add(expected)
+    assert len(chosen) > 3
+
+
 def test_the_score_is_the_chance_per_cost_to_come() -> None:
     curve = Curves.from_matrix([[3.0, 2.0, 1.0]], target=0.0, budget=2.0)[0]
     # With 1 left a run that fails spends 1 more, one that succeeds half: .75 at even odds.
