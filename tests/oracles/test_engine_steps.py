@@ -241,3 +241,25 @@ def test_a_direction_is_newton_s_or_descends(*, definite: bool) -> None:
     expected = -(vectors @ ((vectors.mT @ grad.unsqueeze(-1)) / values.abs().unsqueeze(-1)))
     torch.testing.assert_close(direction, expected.squeeze(-1))
     assert ((direction * grad).sum(1) < 0).all()
+
+
+@pytest.mark.parametrize(
+    ("sizes", "known"),
+    [
+        ((1e7, 1e18), True),
+        ((0.0, 1e18), True),  # what is 0 tells no size, and counts as felt as the other
+        ((1e7, 0.0), True),
+        ((0.0, 0.0), True),
+        ((1.0, 1.0), False),  # of these the second is flat, so far as one can tell
+        ((1e-9, 1e18), False),
+    ],
+)
+def test_a_direction_is_newton_s_where_parameters_of_such_sizes_are_felt_alike(
+    sizes: tuple[float, float], known: bool
+) -> None:
+    curvature = torch.tensor([[[1e5, 3e-7], [3e-7, 1e-16]]], dtype=DOUBLE)
+    grad, params = torch.tensor([[1e4, 1.0]], dtype=DOUBLE), torch.tensor([sizes], dtype=DOUBLE)
+    direction, found = newton_direction(curvature, grad, params)
+    assert found.tolist() == [known]
+    exact = -torch.linalg.solve(curvature, grad)
+    assert torch.allclose(direction, exact, rtol=1e-6, atol=0) is known
