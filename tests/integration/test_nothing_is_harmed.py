@@ -357,3 +357,19 @@ def test_a_start_at_a_bound_where_nothing_is_felt_is_no_success(
     off = 0.5 * (inside.params["x"] - sign * y.clamp_min(0)).square() > 1e-2
     assert not inside.success[off].any()  # a step may lead to the other bound
     assert method != "lbfgs" or inside.success.all()
+
+
+@pytest.mark.parametrize("method", ["newton", "bfgs", "lbfgs"])
+def test_a_minimum_at_a_bound_is_one_though_another_parameter_s_step_would_pull_it_off(
+    method: str,
+) -> None:
+    """At x = 1 nothing draws y from 0; farther from x = 1 it would, but the loss is higher."""
+
+    def loss(params: dict[str, Tensor]) -> Tensor:
+        x, y = params["x"] - 1, params["y"]
+        return x.square() - x * y + y.square() - 1e-9 * y
+
+    one = torch.ones(1, dtype=DOUBLE)
+    start = {"x": one, "y": 1e-12 * one}
+    problem = FunctionBatch(start, loss, bounds=haltwise.positive())
+    assert haltwise.solve(problem, method=method).success.all()
