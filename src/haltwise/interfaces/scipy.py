@@ -109,23 +109,7 @@ def minimize(
             "haltwise.minimize needs SciPy: pip install 'haltwise[scipy]' (haltwise.solve does "
             "without)"
         ) from error
-    options = unsupported.pop("options", None)
-    require(
-        not options,
-        "haltwise.minimize takes what SciPy takes as options as arguments of its own; write "
-        f"{', '.join(f'{name}={setting!r}' for name, setting in dict(options or {}).items())}",
-    )
-    for name, setting in unsupported.items():
-        require(
-            setting is None
-            or setting is False
-            or (isinstance(setting, tuple | list | dict) and not setting),
-            f"haltwise.minimize knows no {name}; leave it out, or choose another method of "
-            "scipy.optimize.minimize"
-            if name != "tol"
-            else "haltwise.minimize has a tolerance for each thing, and a price: give gtol, ftol, "
-            "xtol or price, and leave tol out",
-        )
+    _refuse_unsupported(unsupported)
     require(callable(fun), f"fun must be a function, got {shown(fun)}")
     given = callback is None or callable(callback)
     require(given, f"callback must be a function, got {shown(callback)}")
@@ -176,6 +160,27 @@ def minimize(
     if disp:
         print(f"{result.message}.\n{_summary(result)}")  # noqa: T201 - SciPy's disp
     return result
+
+
+def _refuse_unsupported(unsupported: dict[str, Any]) -> None:
+    """Refuse what else SciPy knows, unless it is None or empty."""
+    options = unsupported.pop("options", None)
+    require(
+        not options,
+        "haltwise.minimize takes what SciPy takes as options as arguments of its own; write "
+        f"{', '.join(f'{name}={setting!r}' for name, setting in dict(options or {}).items())}",
+    )
+    for name, setting in unsupported.items():
+        require(
+            setting is None
+            or setting is False
+            or (isinstance(setting, tuple | list | dict) and not setting),
+            f"haltwise.minimize knows no {name}; leave it out, or choose another method of "
+            "scipy.optimize.minimize"
+            if name != "tol"
+            else "haltwise.minimize has a tolerance for each thing, and a price: give gtol, ftol, "
+            "xtol or price, and leave tol out",
+        )
 
 
 def _summary(result: "OptimizeResult") -> str:

@@ -44,12 +44,12 @@ def is_shipped(name_or_path: str | Path) -> bool:
     return find(name_or_path).resolve().is_relative_to(_WEIGHTS.resolve())
 
 
-def run_directory(name_or_path: str | Path, runs: Path = Path("runs")) -> Path:
-    """The directory of a run: a path, that of a weights file, or a name in `runs`."""
+def run_directory(name_or_path: str | Path) -> Path:
+    """The directory of a run: a path, that of a weights file, or a name in `runs/`."""
     path = Path(name_or_path)
     if path.is_file():
         return path.parent
-    named = runs / path
+    named = Path("runs") / path
     return named if named.is_dir() and not path.exists() else path
 
 

@@ -190,31 +190,36 @@ def require_usable(family: TaskFamily, name: str) -> None:
         )
         if isinstance(batch, FunctionBatch):
             require_sound_functions(batch)
-        alone, repeated = _observed(batch.select(torch.tensor([1]))), _observed(batch)
-        for what, value, beside, once_more in zip(
-            ("loss", "gradient"), alone, observed, repeated, strict=True
-        ):
-            size = beside.abs().nan_to_num().amax().item()
-            require(
-                torch.allclose(value, beside[1:], 1e-3, 1e-6 + 1e-4 * size, equal_nan=True),
-                f"the {what} of a problem changes with the problems beside it; what is of one "
-                "problem must lie in tensor fields with the problems along the first dimension",
-            )
-            require(
-                _are_same(once_more, beside),
-                f"the {what} differs when it is computed again for the same problems, parameters "
-                "and step; draw what is random in _sample",
-            )
-        require(
-            batch.stochastic or _are_same(batch.observe(batch.start, 1).loss, observed.loss),
-            f"the loss of {title} depends on the step; make `stochastic` true, and give `score` as "
-            "a function of the parameters alone",
-        )
+        _require_repeatable(title, batch, observed)
         require(
             _are_same(again.observe(again.start, 0).loss, seen.loss),
             f"{title}._sample draws other problems from the same generator; pass it on, as in "
             "`torch.randn(..., generator=generator)`",
         )
+
+
+def _require_repeatable(title: str, batch: TaskBatch, observed: Observation) -> None:
+    """Refuse losses of two problems that change with company, from call to call or by the step."""
+    alone, repeated = _observed(batch.select(torch.tensor([1]))), _observed(batch)
+    for what, value, beside, once_more in zip(
+        ("loss", "gradient"), alone, observed, repeated, strict=True
+    ):
+        size = beside.abs().nan_to_num().amax().item()
+        require(
+            torch.allclose(value, beside[1:], 1e-3, 1e-6 + 1e-4 * size, equal_nan=True),
+            f"the {what} of a problem changes with the problems beside it; what is of one "
+            "problem must lie in tensor fields with the problems along the first dimension",
+        )
+        require(
+            _are_same(once_more, beside),
+            f"the {what} differs when it is computed again for the same problems, parameters "
+            "and step; draw what is random in _sample",
+        )
+    require(
+        batch.stochastic or _are_same(batch.observe(batch.start, 1).loss, observed.loss),
+        f"the loss of {title} depends on the step; make `stochastic` true, and give `score` as "
+        "a function of the parameters alone",
+    )
 
 
 def _require_shapes(title: str, *values: tuple[str, object, list[int]]) -> None:
