@@ -288,25 +288,24 @@ def kind_of(found: object) -> str:
     return type(found).__name__
 
 
-def require_items(state: object, num_items: int, whose: str) -> None:
+def require_items(state: object, num_items: int, whose: str, what: str = "items") -> None:
     """Raise an `InputError` unless a state is a dictionary of tensors with the items first.
 
     Args:
         state: What a process, a rule or a stop rule of a user's own carries from step to step.
         num_items: B, the size of dimension 0.
         whose: Names the state in the message.
+        what: What the items are called there.
     """
-    found = state if isinstance(state, dict) else None
-    require(
-        found is not None,
-        f"{whose} must be a dictionary of tensors, got {type(state).__name__}",
-    )
-    for name, value in (found or {}).items():
+    if not isinstance(state, dict):
+        raise InputError(f"{whose} must be a dictionary of tensors, got {type(state).__name__}")
+    for name, value in state.items():
         if isinstance(value, Tensor) and value.ndim > 0 and value.shape[0] == num_items:
             continue
         raise InputError(
-            f"{name} of {whose} must be a tensor with the {num_items} items along dimension 0, "
-            f"got {kind_of(value)}; items leave one by one and take their rows with them"
+            f"{name} of {whose} must be a tensor with the {num_items} {what} along dimension 0, "
+            f"got {kind_of(value)}; {what} leave one by one and take their entries with them, so "
+            "give what is nested names of its own, and leave out what is None"
         )
 
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from haltwise._core.errors import InputError, require
 from haltwise._core.settings import got, real_number, whole_number
-from haltwise._core.tensors import default_device
+from haltwise._core.tensors import default_device, require_items
 from haltwise.nn.inputs import Inputs, count_rows
 
 __all__ = [
@@ -183,7 +183,7 @@ def begin(process: AdaptiveProcess, inputs: Inputs) -> State:
         InputError: It is no dictionary of tensors with the rows along dimension 0.
     """
     state = process.init(inputs)
-    _require_state(process, state, count_rows(inputs))
+    require_items(state, count_rows(inputs), f"the state of {type(process).__name__}", "rows")
     return state
 
 
@@ -214,7 +214,7 @@ def take_step(
         raise InputError(
             f"a step of {name} must return an ItemStep(output, features, state), {got(found)}"
         )
-    _require_state(process, found.state, num_rows)
+    require_items(found.state, num_rows, f"the state of {name}", "rows")
     features, output = found.features, found.output
     ends = num_rows, process.num_features
     if features.ndim < 2 or (features.shape[0], features.shape[-1]) != ends:
@@ -234,16 +234,3 @@ def take_step(
             f"and then {list(output.shape[1:])} of a row; bring them to one, such as by heads"
         )
     return found
-
-
-def _require_state(process: AdaptiveProcess, state: object, num_rows: int) -> None:
-    name = type(process).__name__
-    if not isinstance(state, dict):
-        raise InputError(f"the state of {name} must be a dictionary of tensors, {got(state)}")
-    for key, value in state.items():
-        if not (isinstance(value, Tensor) and value.ndim > 0 and value.shape[0] == num_rows):
-            raise InputError(
-                f"{key} of the state of {name} must be a tensor with the {num_rows} rows along "
-                f"dimension 0, {got(value)}; give what is nested names of its own, and leave out "
-                "what is None"
-            )
