@@ -233,3 +233,56 @@ def test_the_rate_falls_slowly_where_much_is_left(left: float, halved: float) ->
         guard = Guard(state, HORIZON, HORIZON, 0.0)
         guard.note_adam_step(has_loss=False)
     assert guard.rate == pytest.approx(first / 2)
+
+
+@pytest.mark.parametrize("num_losses", [0, 5])
+def test_where_no_loss_tells_of_a_gain_the_end_of_the_horizon_undoes_nothing(
+    num_losses: int,
+) -> None:
+    """Steps may come without a loss, and the last one may; some that did not fall are known."""
+    state: State = {}
+    for step in range(HORIZON):
+        guard = Guard(state, step, HORIZON, 0.0)
+        assert guard.observe(1.0 if step < num_losses else None) == (False, False, "")
+        guard.note_learned_step(1e-4)
+    action = Guard(state, HORIZON, HORIZON, 0.0).observe(None)
+    assert "trained for" in action.takes_over
+    assert action.go_back is bool(num_losses)
+    assert not action.remember
+
+
+def steps_of_adam(losses: list[float], *, price: float) -> list[bool]:
+    """Whether each step of Adam, at these losses, ends ten that did not earn their price."""
+    state: State = {}
+    asked = []
+    for step, loss in enumerate(losses):
+        guard = Guard(state, step, 0, price)
+        goes_back = guard.observe(loss).go_back  # at the first: there is nothing that fell
+        asked.append(not goes_back and guard.note_adam_step(has_loss=True))
+    return asked
+
+
+@pytest.mark.parametrize(("fall", "stops"), [(0.9, True), (1.1, False)])
+def test_ten_steps_of_adam_must_earn_their_price_together(fall: float, stops: bool) -> None:
+    """The smoothed loss falls by as much a step as the loss does, once it has settled."""
+    losses = [1000.0 - fall * 0.2 * step for step in range(61)]
+    asked = steps_of_adam(losses, price=0.2)
+    due = [step for step in range(len(asked)) if step > 20 and step % 10 == 1]
+    assert [step for step, stop in enumerate(asked) if stop and step > 20] == due * stops
+
+
+@pytest.mark.parametrize("taken", [0, 1])
+def test_three_steps_in_a_row_that_are_not_finite_are_a_divergence(taken: int) -> None:
+    """A finite one between begins the count anew; at the start there is nowhere to go back to."""
+    state: State = {}
+    for step in range(taken):
+        Guard(state, step, HORIZON, 0.0).observe(1.0)
+        Guard(state, step, HORIZON, 0.0).note_learned_step(1e-4)
+    guard = Guard(state, taken, HORIZON, 0.0)
+    assert [guard.fail().takes_over for _ in range(2)] == ["", ""]
+    guard.note_learned_step(1e-4)
+    assert [guard.fail().takes_over for _ in range(2)] == ["", ""]
+    action = guard.fail()
+    assert bool(action.takes_over) is bool(taken)
+    assert action.go_back is bool(taken)
+    assert guard.has_taken_over is bool(taken)
