@@ -215,13 +215,19 @@ def test_extrapolations_are_least_squares(kind: str, tail: float) -> None:
         assert score[n - 1] == pytest.approx(-min(min([flat_fit, *fits])[1], z[:n].min()), abs=1e-6)
 
 
-def test_an_extrapolation_at_a_price_looks_for_the_best_time_to_stop() -> None:
+@pytest.mark.parametrize("budget", [1.0, 20.0])
+def test_an_extrapolation_at_a_price_looks_for_the_best_time_to_stop(budget: float) -> None:
     time = np.linspace(0, 0.5, 11)
     loss = 1 + 2 * np.exp(-3 * time)
-    run = curve(loss.tolist(), time.tolist(), budget=1.0)
+    run = curve(loss.tolist(), (budget * time).tolist(), budget=budget)
     ahead = 0.5 + 0.5 * np.array([0.0625, 0.125, 0.25, 0.5, 1.0])
-    gain = loss[-1] - (1 + 2 * np.exp(-3 * ahead)) - 0.4 * (ahead - 0.5)
-    assert ExponentialRule(0.4).score(run)[-1] == pytest.approx(gain.max(), abs=1e-6)
+    best = set()
+    for price in (0.1, 0.5, 0.9, 1.1, 1.3):
+        gain = loss[-1] - (1 + 2 * np.exp(-3 * ahead)) - price * (ahead - 0.5)
+        score = ExponentialRule(price / budget).score(run)[-1]
+        assert score == pytest.approx(gain.max(), abs=1e-6)
+        best.add(int(gain.argmax()))
+    assert len(best) > 3
 
 
 def test_fits_leave_out_what_is_not_known() -> None:
