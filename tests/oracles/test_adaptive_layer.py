@@ -18,10 +18,12 @@ from haltwise.halting import (
     HaltingExamples,
     HaltingMethod,
     Posterior,
+    Softmax,
     StickBreaking,
     StickBreakingPosterior,
 )
 from haltwise.halting.objectives import cumulative_logits, halting_bound
+from haltwise.halting.priors import HorizonPrior
 from haltwise.nn import (
     AdaptiveComputation,
     AdaptiveProcess,
@@ -475,3 +477,24 @@ def test_a_row_that_is_no_number_disturbs_no_other(name: str, coupling: str) -> 
     assert found.output[3].isnan().all()
     with pytest.raises(InputError, match="step 0; leave out problems that diverged"):
         _ = layer(inputs, 0.1).log_prob
+
+
+def test_what_is_random_in_the_objective_is_drawn_from_the_generator_that_is_given() -> None:
+    """The thesis draws a horizon for each item: the bound at that one alone."""
+    method = Softmax(horizons="sampled", continuation=0.7)
+    cell = RecurrentCell(nn.GRUCell(3, 4), max_steps=6)
+    layer, price = shaken(AdaptiveComputation(cell, method)), 0.2
+    inputs, losses = randn(40, 2), randn(40, 6).exp()
+    before = torch.random.get_rng_state()
+    found = layer(inputs, price, generator=seeded(5)).objective(losses)
+    assert torch.equal(torch.random.get_rng_state(), before)
+    again = layer(inputs, price, generator=seeded(5))
+    torch.testing.assert_close(again.objective(losses), found, rtol=0, atol=0)
+    assert not torch.equal(again.objective(losses), found)  # the generator has gone on
+    prior = HorizonPrior(torch.full((40,), 0.7, dtype=DOUBLE))
+    drawn = prior.sample(seeded(5)).clamp_max(5).long()
+    logits, weights = again.log_prob.detach(), nn.functional.one_hot(drawn, 6).double()
+    bound = halting_bound(
+        losses + price, logits, price=price, temperature=price, horizon_weights=weights
+    )  # the first exit costs a step
+    torch.testing.assert_close(found.detach(), -bound)
