@@ -52,6 +52,25 @@ def test_a_loop_may_keep_its_best_state(tmp_path: Path) -> None:
     assert runs.keeping_best().trajectory.excess.tolist() == [brute]
 
 
+@pytest.mark.parametrize("scored", [False, True])
+def test_runs_of_several_lengths_are_cut_behind_the_first_rounds(
+    tmp_path: Path, scored: bool
+) -> None:
+    draw = torch.Generator().manual_seed(0)
+    runs = [torch.rand(2, num, generator=draw) for num in (8, 6, 9)]
+    with HaltingMonitor.recording(tmp_path) as monitor:
+        for losses, scores in runs:
+            monitor.start()
+            for loss, score in zip(losses, scores, strict=True):
+                monitor.update(loss, score=score if scored else None)
+    found = RecordedRuns.load(tmp_path).trajectory
+    num = found.num_steps + 1  # without scores a stop at the last round is worth nothing known
+    assert num == (6 if scored else 5)
+    assert torch.equal(found.loss.float(), torch.stack([losses[:num] for losses, _ in runs]))
+    worth = [scores[:num] if scored else losses[1 : num + 1] for losses, scores in runs]
+    assert torch.equal(found.excess.float(), torch.stack(worth))
+
+
 def test_a_place_that_cannot_be_is_refused_before_the_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
