@@ -237,6 +237,14 @@ def _random_runs(rng: np.random.Generator) -> tuple[Curves, list[np.ndarray]]:
     return curves, [rng.random(len(run)) for run in runs]
 
 
+def test_where_features_never_vary_the_forecast_is_the_share_of_successes() -> None:
+    success, weight = np.arange(60) % 4 == 0, np.linspace(1, 2, 60)
+    rows = Rows(np.zeros((60, len(FEATURES))), success, weight, np.arange(60), np.zeros(60, bool))
+    chance = Forecast.fit(rows, seed=0).chance(rows.features[:3])
+    share = weight[success].sum() / weight.sum()
+    np.testing.assert_allclose(chance, share, atol=1e-3)
+
+
 def test_giving_up_against_a_loop() -> None:
     curves, scores = _random_runs(np.random.default_rng(2))
     levels = np.linspace(0.05, 0.95, 7)

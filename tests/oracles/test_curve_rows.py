@@ -5,8 +5,9 @@ import pytest
 
 from haltwise import Curves
 from haltwise.curves.curves import Direction
-from haltwise.curves.features import FEATURES
-from haltwise.curves.learning import rows_of
+from haltwise.curves.features import FEATURES, curve_features
+from haltwise.curves.forecast import Forecast
+from haltwise.curves.learning import cross_fit, learn, rows_of
 
 POINTS, BUDGET = 30, 29.0
 
@@ -64,3 +65,27 @@ def test_the_points_of_a_run_weigh_one_and_with_each_easier_target_half() -> Non
         cost = rows.features[mine & ~rows.easier, FEATURES.index("cost")]
         assert len(cost) == len(set(np.floor(20 * cost + 1e-9)))  # one in each twentieth
         assert cost.min() > 0
+
+
+def log_loss(curves: Curves, chances: list[np.ndarray]) -> float:
+    """The mean over runs of the mean over the points before their end."""
+    each = []
+    for curve, chance in zip(curves, chances, strict=True):
+        before = chance[: curve.success] if curve.success >= 0 else chance
+        right = before if curve.success >= 0 else 1 - before
+        each.append(-np.log(right).mean() if len(right) else 0.0)
+    return float(np.mean(each))
+
+
+def test_a_forecast_learned_elsewhere_is_taken_where_it_lowers_the_log_loss() -> None:
+    curves = runs_of("min", seed=2).with_groups([str(run % 3) for run in range(40)])
+    base = Forecast.fit(rows_of(runs_of("min", seed=3), seed=0), seed=0)
+    found = learn(curves, base=base)
+    features = [curve_features(curve) for curve in found.curves]
+    own = rows_of(found.curves, 0, features)
+    without, beside = (cross_fit(own, features, found.folds, 0, each) for each in (None, base))
+    assert log_loss(found.curves, beside) < log_loss(found.curves, without)
+    for chance, expected in zip(found.chances, beside, strict=True):
+        np.testing.assert_array_equal(chance, expected)
+    assert found.model.card.provenance["pretrained"] is True
+    assert found.model.forecast.base is not None

@@ -77,12 +77,12 @@ class Trees:
         parts = []
         for stage in model._predictors:
             tree = stage[0].nodes
-            threshold = tree["num_threshold"]
-            if bins is not None:
-                threshold = bins.threshold(tree["feature_idx"], threshold)
+            threshold, leaf = tree["num_threshold"].copy(), tree["is_leaf"].astype(bool)
+            if bins is not None:  # a leaf may name a feature that has a single bin
+                threshold[~leaf] = bins.threshold(tree["feature_idx"][~leaf], threshold[~leaf])
             parts.append(
                 _Tree(
-                    leaf=tree["is_leaf"].astype(bool),
+                    leaf=leaf,
                     feature=tree["feature_idx"],
                     threshold=threshold,
                     missing_left=tree["missing_go_to_left"],
