@@ -225,6 +225,8 @@ def test_it_is_judged_by_what_its_stops_cost() -> None:
     assert record.ways["oracle"].j.value == pytest.approx(bills.min(1).mean())
     assert record.ways["to the end"].j.value == pytest.approx(bills[:, -1].mean())
     assert record.ways["best equal share"].j.value == pytest.approx(bills.mean(0).min())
+    for share, j in record.by_share:  # at the first point where so much has been spent
+        assert j == pytest.approx(bills[:, int(np.ceil(share * 39 - 1e-9))].mean())
     assert record.stopped == (stops < 39).mean()
     gained = bills[:, -1] - bills[np.arange(40), stops]
     assert record.by_group["group 1"] == pytest.approx(gained[1::4].mean())
