@@ -1,11 +1,18 @@
 """Which courses are called strange: against the law of normal vectors, whose distance is known."""
 
+import math
+
 import numpy as np
+import pytest
 import torch
-from draws import DOUBLE
+from draws import DOUBLE, seeded
 from scipy.stats import chi2
 
-from haltwise.models.scales import Likeness
+from haltwise.models.scales import Likeness, Scales
+from haltwise.processes.signals import SIGNALS
+from haltwise.rollout import record
+from haltwise.tasks import family
+from haltwise.update_rules import Adam
 
 WIDTH, NUM = 11, 60_000
 
@@ -53,3 +60,36 @@ def test_rows_with_something_unknown_are_not_learned_from() -> None:
     rows = normal(1000, 1)
     holes = torch.full((500, WIDTH), torch.nan, dtype=DOUBLE)
     assert Likeness.of(torch.cat((rows, holes))) == Likeness.of(rows)
+
+
+def test_a_feature_that_follows_from_others_tells_nothing_by_its_rounding() -> None:
+    rows, fresh = normal(2000, 1), normal(2000, 2)
+    twice, again = (torch.cat((each, each[:, :1] + 1e-9), 1) for each in (rows, fresh))
+    one, two = Likeness.of(rows), Likeness.of(twice)
+    assert np.isfinite(two.precision).all()
+    assert abs(two.is_strange(again).double().mean() - one.is_strange(fresh).double().mean()) < 0.01
+    again[:, -1] += 1e-6 * rows[:, 0].std()  # other rounding, as on another machine
+    assert not two.is_foreign(again).any()
+
+
+def test_the_longest_wait_is_that_before_the_stop_of_all_but_one_in_a_thousand() -> None:
+    batch = family("quadratic-10d").sample(600, seeded(0))
+    recorded = record(Adam(0.3), batch, 20)
+    stops = torch.randint(1, 21, (600,), generator=seeded(1))
+    price = torch.full((600,), 0.1)
+    waits = []
+    for losses, stop in zip(recorded.loss.tolist(), stops.tolist(), strict=True):
+        lowest, at, longest = np.inf, 0, 0
+        for step in range(stop + 1):
+            if losses[step] < lowest:
+                lowest, at = losses[step], step
+            longest = max(longest, step - at)
+        waits.append(longest)
+    found = Scales.of(recorded, stops, price, 10)
+    assert found is not None
+    assert found.longest_wait == math.ceil(np.quantile(waits, 0.999))
+    assert 3 < found.longest_wait < 20
+    first = recorded.known("signals")[:, 0, SIGNALS.index("log_grad")]
+    expected = np.quantile(first.double(), (0.001, 0.5, 0.999))
+    usual = found.grad
+    assert (usual.low, usual.middle, usual.high) == pytest.approx(tuple(expected))
