@@ -27,6 +27,7 @@ from haltwise import (
 )
 from haltwise.halting import Decision, HaltingSession
 from haltwise.processes import OptimizationProcess
+from haltwise.processes.units import Units
 from haltwise.rollout import record, run_until_halted
 from haltwise.stop_rules import (
     CostUnit,
@@ -222,6 +223,36 @@ def test_the_explanation_names_the_forecast_gain_and_the_price(
             assert (of_gain or of_loss) == f"{price[item].item():.2g}"
             assert gain < price[item]
             assert float(gained or 0) <= float(of_gain or 0)
+    assert explained >= NUM_PROBLEMS // 2
+
+
+def test_the_explanation_is_in_the_units_of_the_problem() -> None:
+    """The model sees losses a tenth as large: the forecast gain is ten times what it says."""
+    model, problems = model_and_problems("regression-10d-plain-adam")
+    policy, price, unit = model.policy(CostUnit.GRADIENTS), prices(model, 1.0), 0.1
+    ones = torch.ones(NUM_PROBLEMS, dtype=DOUBLE)
+    process = OptimizationProcess(model.rule, problems, Units(ones.unsqueeze(1), unit * ones))
+    session = HaltingSession(policy, price / unit, model.halting)
+    own = HaltingSession(policy, price, model.halting)
+    explained, state, before = 0, process.init(), torch.zeros(NUM_PROBLEMS, dtype=torch.bool)
+    for step in range(model.card.horizon):
+        observation, state = process.step(step, state)
+        # What the session of the model's own units is shown: the signals are the same.
+        assert observation.signals is not None
+        seen = observation._replace(loss_scale=None, loss=unit * observation.loss)
+        scaled, plain = session.observe(observation), own.observe(seen)
+        assert torch.equal(scaled.stop, plain.stop)
+        for item in (scaled.stop & ~before).nonzero().flatten().tolist():
+            words = [
+                SENTENCE.fullmatch(part.explain(decision, item))
+                for part, decision in ((session, scaled), (own, plain))
+            ]
+            numbers = [
+                [float(number) for number in found.groups() if number] for found in words if found
+            ]
+            assert numbers[0] == pytest.approx([number / unit for number in numbers[1]])
+            explained += 1
+        before |= scaled.stop
     assert explained >= NUM_PROBLEMS // 2
 
 
