@@ -13,7 +13,7 @@ from haltwise._core.random import stream
 from haltwise._core.tensors import widest
 from haltwise.tasks.base import Observation
 from haltwise.tasks.function import FunctionBatch, shape_of
-from haltwise.tasks.own_errors import likely_cause, require_selectable
+from haltwise.tasks.own_errors import likely_cause, require_apart, require_selectable
 
 __all__ = ["require_sound_functions"]
 
@@ -49,21 +49,10 @@ def require_sound_functions(batch: FunctionBatch) -> None:
     away = 0.01 * torch.rand(some.start.shape, dtype=torch.float32, **draw).to(some.start)
     params = torch.where(some.start == 0, away, some.start * (1 + away))
     together = _observed(batch, some, params)
-    tolerance = torch.finfo(params.dtype).eps ** 0.5
     if batch.derivatives is not None:
         with _explained(batch, some, params):
             _require_derivatives(some, params, together)
-    for number, problem in enumerate(index):
-        row = torch.tensor([number], device=params.device)
-        alone = _observed(batch, some.select(row), params[row])
-        for own, beside in zip(alone, together, strict=True):
-            size = own.abs().nan_to_num().amax().item()
-            require(
-                torch.allclose(own, beside[row], tolerance, tolerance * size, equal_nan=True),
-                f"the loss of problem {problem} or its gradient changes with the problems "
-                "beside it; each loss must be a function of its own row of parameters and data "
-                "alone, and not random",
-            )
+    require_apart(lambda row: _observed(batch, some.select(row), params[row]), together, index)
     if batch.derivatives is None:
         _compare_gradient(some, params, together)
 

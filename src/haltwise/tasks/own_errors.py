@@ -2,15 +2,16 @@
 
 import inspect
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from haltwise._core.errors import refusing_others
+from haltwise._core.errors import refusing_others, require
+from haltwise.tasks.base import Observation
 
-__all__ = ["likely_cause", "require_selectable"]
+__all__ = ["likely_cause", "require_apart", "require_selectable"]
 
 _KEYWORD = re.compile(r"unexpected keyword argument '(\w+)'")
 _DTYPE = re.compile(r"dtype|scalar type|not implemented for '|result type", re.IGNORECASE)
@@ -139,6 +140,31 @@ def _by_dtypes(text: str, params: Tensor, data: Mapping[str, Any]) -> str:
         f"{those} and the parameters {params.dtype}, so convert what is a number and no index: an "
         f"array by .astype('{short}'), a tensor by .to({params.dtype})"
     )
+
+
+def require_apart(
+    observe: Callable[[Tensor], Observation],
+    together: Observation,
+    problems: Sequence[int],
+    whose: str = "",
+    unless: str = "",
+) -> None:
+    """Raise an `InputError` where the loss of a problem changes with the problems beside it.
+
+    `observe` says what is observed of one of the `problems` alone, by its place (int64 [1]) among
+    all that were observed `together`. `whose` they are, and `unless` what, are for the message.
+    """
+    tolerance = torch.finfo(together.loss.dtype).eps ** 0.5
+    for place, problem in enumerate(problems):
+        row = torch.tensor([place], device=together.loss.device)
+        for own, beside in zip(observe(row), together, strict=True):
+            size = own.abs().nan_to_num().amax().item()
+            require(
+                torch.allclose(own, beside[row], tolerance, tolerance * size, equal_nan=True),
+                f"the loss of problem {problem}{whose} or its gradient changes with the problems "
+                "beside it or from call to call; each loss must be a function of its own row of "
+                f"parameters and data alone, and not random{unless}",
+            )
 
 
 def require_selectable(name: str, value: Tensor) -> None:

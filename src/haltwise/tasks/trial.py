@@ -15,7 +15,7 @@ from haltwise.tasks.base import Observation, TaskBatch, TaskFamily
 from haltwise.tasks.coordinates import no_dtype
 from haltwise.tasks.function import FunctionBatch
 from haltwise.tasks.function_trial import require_sound_functions
-from haltwise.tasks.own_errors import require_selectable
+from haltwise.tasks.own_errors import require_apart, require_selectable
 
 __all__ = ["require_solvable", "require_usable"]
 
@@ -96,17 +96,13 @@ def _require_sound(batch: TaskBatch) -> None:
     together = _observed(some)
     if batch.stochastic:
         return
-    tolerance = torch.finfo(batch.start.dtype).eps ** 0.5
-    for place, problem in enumerate(index):
-        row = torch.tensor([place], device=batch.start.device)
-        for own, beside in zip(_observed(some.select(row)), together, strict=True):
-            size = own.abs().nan_to_num().amax().item()
-            require(
-                torch.allclose(own, beside[row], tolerance, tolerance * size, equal_nan=True),
-                f"the loss of problem {problem} of {title}, or its gradient, changes with the "
-                "problems beside it or from call to call; it must depend on its own rows of "
-                "parameters and fields alone, and where it draws minibatches `stochastic` is true",
-            )
+    require_apart(
+        lambda row: _observed(some.select(row)),
+        together,
+        index,
+        f" of {title}",
+        ", but for minibatches, where `stochastic` is true",
+    )
 
 
 def _observed(batch: TaskBatch) -> Observation:
