@@ -36,7 +36,7 @@ from haltwise.stop_rules import (
     tune_baselines,
 )
 from haltwise.tasks import family
-from haltwise.update_rules import Adam
+from haltwise.update_rules import SGD, Adam
 
 both_units = pytest.mark.parametrize("unit", CostUnit)
 
@@ -173,6 +173,17 @@ def test_a_tuned_rule_is_the_best_of_the_grid(
     )
     assert tuned.learning_rate == best[1]
     assert not tuned.at_edge
+
+
+@pytest.mark.parametrize(
+    ("curvature", "rate"), [(1e-4, LEARNING_RATES[-1]), (1e5, LEARNING_RATES[0]), (1.0, 1.0)]
+)
+def test_a_rate_at_an_end_of_the_grid_is_said_to_be_there(curvature: float, rate: float) -> None:
+    """Of a parabola the best rate is one over its curvature; a wider grid might do better."""
+    batch = FunctionBatch(torch.ones(4, 1), lambda x: curvature * x.square().sum(1) / 2)
+    tuned = tune_rule(SGD, batch, 10)
+    assert tuned.learning_rate == pytest.approx(rate)
+    assert tuned.at_edge is (rate != 1.0)
 
 
 def test_curves_without_signals_are_those_of_a_recording() -> None:

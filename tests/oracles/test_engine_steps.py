@@ -121,6 +121,37 @@ def test_the_first_step_of_lbfgs_has_the_length_of_scipy_s(size: float) -> None:
         torch.testing.assert_close(move, torch.full((1, 4), -length / 2, dtype=DOUBLE))
 
 
+def test_gauss_newton_is_damped_as_nielsen_has_it() -> None:
+    """By J^T J times 1 + lambda: a factor that doubles with each failure, and a tenth of success.
+
+    Nielsen 1999, "Damping parameter in Marquardt's method", section 3.
+    """
+    at = torch.tensor([[2.0]], dtype=DOUBLE)
+    batch = FunctionBatch(at, residuals=lambda x: 3 * x)
+    engine = engines()["gauss-newton"]
+    point, memory = begun("gauss-newton", batch)
+
+    def damping(memory: Memory) -> float:
+        move = engine.propose(point, memory).move
+        return (-point.grad / (9 * move) - 1).item()
+
+    found = [damping(memory)]
+    higher = EngineObservation(point.loss + 1.0, point.grad, torch.full((1, 1, 1), 9.0).double())
+    for _ in range(4):
+        taken, memory = engine.learn(point, engine.propose(point, memory), higher, memory)
+        assert not taken.any()
+        found.append(damping(memory))
+    assert found == pytest.approx([0, 1e-3, 4e-3, 32e-3, 512e-3], abs=1e-9)
+    for expected in (512e-4, 512e-5):  # steps that gain what is forecast
+        proposal = engine.propose(point, memory)
+        there = EngineObservation(point.loss - proposal.gain, 0.5 * point.grad, higher.curvature)
+        taken, memory = engine.learn(point, proposal, there, memory)
+        assert taken.all()
+        assert damping(memory) == pytest.approx(expected)
+    _, memory = engine.learn(point, engine.propose(point, memory), higher, memory)
+    assert damping(memory) == pytest.approx(2 * 512e-5)  # the factor begins at 2 again
+
+
 def bowl(dim: int) -> tuple[FunctionBatch, Tensor]:
     """One quadratic, and the inverse of its Hessian."""
     root = torch.randn(dim, dim, generator=seeded(3), dtype=DOUBLE)
