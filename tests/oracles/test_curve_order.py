@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from haltwise import InputError
 from haltwise._core.errors import DataWarning
 from haltwise.curves import Curves
+from haltwise.curves.curves import Direction
 
 COST = st.integers(0, 6)
 VALUE = st.sampled_from((np.nan, 1.0, 2.0, 3.0))
@@ -131,3 +132,43 @@ def test_names_and_groups_of_another_number_are_refused() -> None:
             Curves.from_runs(runs, metric="loss", **wrong)
     with pytest.raises(InputError, match="column 'loss' of run '0' must hold real numbers"):
         Curves.from_runs([{"loss": ["x"]}], metric="loss")
+
+
+@pytest.mark.parametrize(
+    ("budget", "target", "early"),
+    [
+        (9.0, 0.0, False),
+        (11.0, 0.0, False),  # one of its gaps short: the next point would lie at the budget
+        (13.0, 0.0, True),  # two of them
+        (13.0, 1.0, False),  # it met its target, and nothing more is asked of it
+    ],
+)
+def test_a_run_was_ended_early_that_had_room_for_another_point(
+    budget: float, target: float, early: bool
+) -> None:
+    run = {"step": [1.0, 3.0, 4.0, 6.0, 7.0, 9.0], "loss": [3.0, 2.5, 2.0, 1.5, 1.0, 1.0]}
+    curves = Curves.from_runs([run], metric="loss", cost="step", target=target, budget=budget)
+    assert curves.censored.tolist() == [early]
+
+
+@pytest.mark.parametrize("direction", ["min", "max"])
+@pytest.mark.parametrize(("quantile", "place"), [(0.9, 1), (0.7, 3), (0.5, 5), (0.2, 8)])
+def test_a_quantile_of_peers_falls_short_of_the_target_they_set(
+    direction: Direction, quantile: float, place: int
+) -> None:
+    """Of eleven runs, counted from the best on; what diverged or is not known last is no better."""
+    sign = 1 if direction == "min" else -1
+    finals = np.arange(11.0)
+    losses = np.stack([np.full(11, 20.0), finals, finals], 1)
+    losses[3, 2] = np.nan  # its last known metric is 3
+    losses[10, 1:] = np.inf
+    order = np.random.default_rng(0).permutation(11)
+    curves = Curves.from_matrix(
+        sign * np.concatenate((losses[order], losses[order] - 100)),
+        direction=direction,
+        task=["a"] * 11 + ["b"] * 11,
+    )
+    found = curves.targets_among_peers(quantile)
+    assert set(found.target) == {sign * place, sign * (place - 100)}
+    met = found.succeeded.reshape(2, 11).sum(1)
+    assert met.tolist() == [place + 1] * 2
