@@ -5,12 +5,14 @@ Models that ship read these numbers: a feature that changed would spoil them wit
 
 import itertools
 import math
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
 
+from haltwise import FitWarning
 from haltwise.curves.curves import Curve, Direction
-from haltwise.curves.features import FEATURES, curve_features
+from haltwise.curves.features import FEATURES, curve_features, tell_lacking
 
 PAST = (0.25, 0.5, 0.75, 0.9)
 NAN = math.nan
@@ -144,3 +146,22 @@ def test_features_are_what_their_definitions_say(seed: int, direction: Direction
             np.testing.assert_allclose(
                 found[name], expected[name], rtol=1e-9, atol=1e-9, err_msg=f"{name} at {num_seen}"
             )
+
+
+def test_where_a_column_lacks_that_trees_have_hardly_seen_a_run_without_nothing_is_told() -> None:
+    """It counts as known from the point on at which it was measured first."""
+    score, nan = np.arange(5.0), np.full(5, NAN)
+    late = np.array([NAN, NAN, 0.3, NAN, 0.2])
+    for shares, column, expected in (
+        ({"grad_norm": 0.95}, nan, [np.inf] * 5),
+        ({"grad_norm": 0.95}, late, [np.inf, np.inf, 2.0, 3.0, 4.0]),
+        ({"grad_norm": 0.85}, nan, score.tolist()),  # trees know runs without it
+        ({}, nan, score.tolist()),
+    ):
+        columns = {"metric": np.ones(5), "gradient_norm": column}
+        curve = Curve(np.arange(5.0), columns, "metric", "min", 0.5, 10.0)
+        warns = expected[-1] == np.inf
+        with pytest.warns(FitWarning, match="a column .*grad_norm") if warns else nullcontext():
+            assert tell_lacking(curve, shares, score).tolist() == expected
+        if not warns:  # the last points alone, as a monitor asks
+            assert tell_lacking(curve, shares, score[-1:]).tolist() == expected[-1:]

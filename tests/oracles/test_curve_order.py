@@ -172,3 +172,12 @@ def test_a_quantile_of_peers_falls_short_of_the_target_they_set(
     assert set(found.target) == {sign * place, sign * (place - 100)}
     met = found.succeeded.reshape(2, 11).sum(1)
     assert met.tolist() == [place + 1] * 2
+
+
+def test_a_budget_that_is_unknown_is_the_most_that_a_run_of_its_task_spent() -> None:
+    runs = [{"loss": np.ones(num)} for num in (5, 9, 3, 7)]
+    curves = Curves.from_runs(
+        runs, metric="loss", budget=[20.0, np.nan, np.nan, np.nan], task=["a", "a", "b", "b"]
+    )
+    assert curves.budget.tolist() == [20.0, 8.0, 6.0, 6.0]  # what is known stays
+    assert curves.with_budgets().budget.tolist() == curves.budget.tolist()
