@@ -4,6 +4,7 @@ import math
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,12 @@ from haltwise._core.files import load_tensors, save_tensors
 from haltwise.engines.record import record_descents
 from haltwise.processes import Trajectory
 from haltwise.processes.signals import SIGNALS
-from haltwise.recordings.runs import FEWEST_RUNS, RecordedRuns, save_trajectory
+from haltwise.recordings.runs import (
+    FEWEST_RUNS,
+    RecordedRuns,
+    save_trajectory,
+    warn_of_rounding,
+)
 from haltwise.tasks import family
 from haltwise.training import train_monitor
 
@@ -85,6 +91,14 @@ def test_a_place_that_cannot_be_is_refused_before_the_run(
         monkeypatch.chdir(tmp_path / "elsewhere")
         monitor.update(1.0)
     assert len(list((tmp_path / "runs").iterdir())) == 1
+
+
+@pytest.mark.parametrize(("price", "warns"), [(0.11, True), (0.13, False)])
+def test_a_tenth_of_the_price_may_be_rounding(price: float, warns: bool) -> None:
+    """Single precision rounds 100,000 by .012; of each run its lowest loss counts, NaN is none."""
+    losses = torch.tensor([[2e5, 1e5, 1.5e5], [1e5, math.nan, 1e7], [3e5, 2e5, 1e5]])
+    with pytest.warns(DataWarning, match="are rounded by 0.01 in") if warns else nullcontext():
+        warn_of_rounding(losses, price)
 
 
 def test_losses_that_single_precision_rounds_by_the_price_are_named(tmp_path: Path) -> None:
