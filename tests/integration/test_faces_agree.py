@@ -4,6 +4,7 @@ import copy
 import re
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -280,6 +281,26 @@ def test_a_monitor_explains_its_stop_as_its_session_does() -> None:
             if monitor.should_stop:
                 break
         assert monitor.reason == session.explain(online[step], item, step_name="round")
+
+
+@pytest.mark.parametrize("returns", [ReturnedIterate.CURRENT, ReturnedIterate.NEXT])
+def test_a_monitor_takes_the_last_update_back_where_a_stop_holds(returns: ReturnedIterate) -> None:
+    model, problems = model_and_problems("regression-10d-plain-adam")
+    card = model.halting.card
+    policy = StopPolicy(card.policies[CostUnit.GRADIENTS].rule, returns)
+    model.halting.card = replace(card, policies={**card.policies, CostUnit.GRADIENTS: policy})
+    for item in range(NUM_PROBLEMS):
+        monitor, holds = HaltingMonitor(model), returns is ReturnedIterate.CURRENT
+        loop = steps_of_adam(problems, item, rate=0.15, beta2=0.95)
+        params = next(loop)[1]
+        monitor.start(params)
+        while not monitor.should_stop:
+            before = [param.detach().clone() for param in params]
+            monitor.update(next(loop)[0], params)
+        expected = before if holds else [param.detach().clone() for param in params]
+        assert monitor.take_back(params) is holds
+        torch.testing.assert_close([param.detach() for param in params], expected)
+        assert not monitor.take_back(params)  # once is all
 
 
 def test_what_goes_on_needs_no_explanation() -> None:
