@@ -303,6 +303,19 @@ def test_a_monitor_takes_the_last_update_back_where_a_stop_holds(returns: Return
         assert not monitor.take_back(params)  # once is all
 
 
+@pytest.mark.parametrize(("unit", "rounds"), [(CostUnit.UPDATES, 8), (CostUnit.GRADIENTS, 7)])
+def test_a_monitor_ends_with_the_runs_it_was_trained_on(unit: CostUnit, rounds: int) -> None:
+    """A stop at call t leaves a recorded loop where it is then: after T updates there are T + 1."""
+    model, _ = model_and_problems("regression-10d-plain-adam")
+    never = StopPolicy(HazardThreshold(1e9), ReturnedIterate.CURRENT)
+    seen: dict[str, Any] = {"unit": unit, "policies": {unit: never}, "observed": "loss"}
+    model.halting.card = replace(model.halting.card, horizon=7, **seen)
+    monitor = HaltingMonitor(model)
+    while not monitor.should_stop:
+        monitor.update(1.0 / (1 + monitor.steps))
+    assert (monitor.steps, monitor.reason) == (rounds, f"it was trained on runs of {rounds} rounds")
+
+
 def test_what_goes_on_needs_no_explanation() -> None:
     model, problems = model_and_problems("regression-2d")
     policy = StopPolicy(FixedBudget(3), ReturnedIterate.NEXT)
