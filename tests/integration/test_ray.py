@@ -9,6 +9,7 @@ from tiny_rules import patience
 from haltwise import InputError
 
 tune = pytest.importorskip("ray.tune")
+ray_result = pytest.importorskip("ray.tune.result")
 
 from haltwise.interfaces.ray import RunStopper  # noqa: E402
 
@@ -40,6 +41,29 @@ def test_cost_may_be_time() -> None:
 def test_a_missing_metric_is_refused() -> None:
     with pytest.raises(InputError, match="no metric 'x' was logged, but loss, time_total_s"):
         RunStopper(patience(1), "x")("a", result(1, loss=1))
+
+
+def test_a_nested_metric_is_named_as_ray_does() -> None:
+    stopper = RunStopper(patience(3), "eval/loss")
+    for iteration in range(1, 5):
+        ended = stopper("a", {"eval": {"loss": 1.0}, **result(iteration)})
+    assert ended
+    assert stopper.monitors["a"].steps == 4
+
+
+def test_results_between_evaluations_are_no_points() -> None:
+    stopper = RunStopper(patience(3), "loss")
+    for iteration in range(1, 10):
+        own = {"loss": 1.0} if iteration % 3 == 1 else {}
+        assert not stopper("a", result(iteration, reward=1.0, **own))
+    assert stopper.monitors["a"].curve.cost.tolist() == [1, 4, 7]
+    assert stopper("a", result(10, loss=1.0))
+    assert not stopper("b", result(1, reward=1.0))
+
+
+def test_a_trial_that_reports_nothing_goes_on() -> None:
+    ended = dict.fromkeys(ray_result.DEBUG_METRICS, 1) | {"config": {"lr": 1}, "done": True}
+    assert not RunStopper(patience(1), "loss")("a", ended)
 
 
 def test_it_survives_a_checkpoint_of_the_experiment() -> None:

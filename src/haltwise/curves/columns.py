@@ -12,6 +12,7 @@ __all__ = [
     "choose_metric",
     "direction_of",
     "find_column",
+    "is_split",
     "is_validation",
     "plain",
 ]
@@ -25,11 +26,12 @@ _COSTS = (  # what is nearest to money first
         "seconds", "elapsed", "elapsed_seconds", "elapsed_time", "train_seconds",
         "training_seconds", "total_seconds", "submission_seconds", "runtime", "run_time",
         "wall_clock", "wall_seconds", "hours", "minutes", "time", "train_time", "training_time",
+        "time_total_s",
     ),
     (
         "step", "steps", "global_step", "trainer_global_step", "train_step", "training_step",
         "iteration", "iterations", "iter", "n_iter", "num_steps", "update", "updates", "round",
-        "boosting_round",
+        "boosting_round", "training_iteration",
     ),
     ("epoch", "epochs", "train_epoch"),
 )  # fmt: skip
@@ -48,7 +50,7 @@ _NO_METRIC = {  # words of what is measured about a metric or besides
     "seconds", "std", "stderr", "time", "var", "weight",
 }  # fmt: skip
 _VALIDATION = {"dev", "eval", "evaluation", "val", "valid", "validation"}
-_SPLITS = ({"train", "training"}, {"test"})
+_SPLITS = ({"learn", "train", "training"}, {"test"})
 
 
 def plain(name: str) -> str:
@@ -86,6 +88,16 @@ def is_validation(name: str) -> bool:
         (True, False)
     """
     return not _VALIDATION.isdisjoint(plain(name).split("_"))
+
+
+def is_split(name: str) -> bool:
+    """Whether a name says what data something was measured on, and nothing else.
+
+    Examples:
+        >>> is_split("validation"), is_split("Train"), is_split("train_small")
+        (True, True, False)
+    """
+    return plain(name) in _VALIDATION.union(*_SPLITS)
 
 
 def choose_metric(names: Iterable[str]) -> str:
