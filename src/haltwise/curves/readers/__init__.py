@@ -156,7 +156,8 @@ def settled(
         except NothingRecordedError as error:
             nothing.append(error)
         else:
-            parts.append(_labelled(part, source[0], place, alone=len(sources) == 1))
+            folder = table[name].folder(source)
+            parts.append(_labelled(part, source[0], folder, place, alone=len(sources) == 1))
     if not parts:
         raise nothing[0]
     if nothing:
@@ -210,8 +211,11 @@ def _recognise(
         if name is not None:
             found.setdefault(name, []).append(path)
     if asked is not None:
-        require(asked in found, f"no file in {place} is of the format {asked}")
-        return asked, found[asked]
+        # A file may be of a special format and of a general one as well.
+        others = (path for path in paths if table[asked].claims(path, read_head(path)))
+        mine = found.get(asked) or [*others]
+        require(len(mine) > 0, f"no file in {place} is of the format {asked}")
+        return asked, mine
     known = ", ".join(table)
     require(
         len(found) > 0,
@@ -228,17 +232,17 @@ def _recognise(
     return next(iter(found.items()))
 
 
-def _labelled(part: RawRuns, path: Path, place: Path, *, alone: bool) -> RawRuns:
-    """The runs of a file with labels that say where it lies in the folder."""
+def _labelled(part: RawRuns, path: Path, lies: Path, place: Path, *, alone: bool) -> RawRuns:
+    """The runs of a source with labels that say where in the folder it lies."""
     if not place.is_dir():
         return part
-    inner = path.relative_to(place)
-    folder = inner.parent.as_posix()
+    lies, place = lies.resolve(), place.resolve()
+    folder = lies.relative_to(place).as_posix() if lies.is_relative_to(place) else "."
     labels = []
     for label in part.labels:
         name = label["run"]
-        if not alone and folder != ".":
+        if not alone and folder != "." and "folder" not in label:
             is_its = len(part.labels) == 1 and f"/{folder}".endswith(f"/{name}")  # named after it
             name = folder if is_its else f"{folder}/{name}"
-        labels.append({"folder": folder, "file": inner.name, **label, "run": name})
+        labels.append({"folder": folder, "file": path.name, **label, "run": name})
     return replace(part, labels=labels)

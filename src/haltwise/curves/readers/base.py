@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from haltwise.curves.raw import Keys, RawRuns
+from haltwise.curves.readers.files import common_folder
 
 __all__ = ["Reader"]
 
@@ -28,6 +29,10 @@ class Reader(ABC):
     def sources(self, paths: Sequence[Path]) -> list[list[Path]]:
         """Put together which files of a folder make one source; here each is one."""
         return [[path] for path in paths]
+
+    def folder(self, paths: Sequence[Path]) -> Path:
+        """The folder in which a source lies."""
+        return common_folder(paths)
 
     @abstractmethod
     def read(self, paths: Sequence[Path], keys: Keys) -> RawRuns:

@@ -4,14 +4,15 @@ import codecs
 import contextlib
 import io
 import json
-from collections.abc import Iterator
+import os
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, TextIO, final
 
 from haltwise._core.errors import InputError, require
 from haltwise.datasets.files import opened
 
-__all__ = ["inner_suffix", "open_text", "parse_json", "read_head", "stem"]
+__all__ = ["common_folder", "inner_suffix", "open_text", "parse_json", "read_head", "stem"]
 
 _HEAD = 2**14  # bytes
 _TEXT = 32 * 2**20  # bytes of text that any compressed file may hold: numbers take more room
@@ -60,6 +61,11 @@ def open_text(path: Path) -> Iterator[TextIO]:
             f"{path} is no text in UTF-8 ({error.reason}); convert it, for instance by "
             f"iconv -f {'UTF-16' if wide else 'LATIN1'} -t UTF-8 {path}"
         ) from None
+
+
+def common_folder(paths: Sequence[Path]) -> Path:
+    """The folder in which all files lie, at whatever depth."""
+    return Path(os.path.commonpath([path.parent for path in paths]))
 
 
 def read_head(path: Path) -> str:

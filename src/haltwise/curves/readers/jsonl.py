@@ -13,7 +13,7 @@ from haltwise.curves.readers.base import Reader
 from haltwise.curves.readers.files import inner_suffix, open_text, parse_json, stem
 from haltwise.curves.tables import PointTable
 
-__all__ = ["READERS", "JsonLines", "flat"]
+__all__ = ["READERS", "JsonLines", "flat", "json_objects", "read_objects"]
 
 _PORTION = 2**14  # lines read at once
 _DEPTH = 8  # of objects in objects
@@ -37,30 +37,43 @@ class JsonLines(Reader):
 
     def read(self, paths: Sequence[Path], keys: Keys) -> RawRuns:
         path = paths[0]
-        table, names = PointTable(Keys(), str(path)), dict[str, None]()
         with open_text(path) as file:
-            objects = _objects(path, file)
-            while portion := list(itertools.islice(objects, _PORTION)):
-                columns: dict[str, tuple[list[int], list[Any]]] = {}
-                for row, (_, entry) in enumerate(portion):
-                    for name, value in flat(entry):
-                        rows, values = columns.setdefault(name, ([], []))
-                        rows.append(row)
-                        values.append(value)
-                names |= dict.fromkeys(columns)
-                table.tell_apart(keys.among(names))
-                for name, (rows, values) in columns.items():
-                    table.add_column(name, np.array(rows), [*map(str, values)])
-                table.end([number for number, _ in portion])
-        if not names:
-            raise NothingRecordedError(
-                f"{path} holds no objects of JSON with numbers or texts; lists are left out"
-            )
-        keys.of(names)
-        return table.runs(stem(path), is_log=True)
+            return read_objects(json_objects(path, file), str(path), keys, stem(path))
 
 
-def _objects(path: Path, file: TextIO) -> Iterator[tuple[int, dict[str, Any]]]:
+def read_objects(
+    objects: Iterator[tuple[int, Mapping[str, Any]]], where: str, keys: Keys, name: str
+) -> RawRuns:
+    """The runs of a log whose points are objects.
+
+    Args:
+        objects: Where each stands, and what it holds.
+        where: The file, for messages.
+        keys: The columns that tell runs apart.
+        name: Of the run if none does.
+    """
+    table, names = PointTable(Keys(), where), dict[str, None]()
+    while portion := list(itertools.islice(objects, _PORTION)):
+        columns: dict[str, tuple[list[int], list[Any]]] = {}
+        for row, (_, entry) in enumerate(portion):
+            for column, value in flat(entry):
+                rows, values = columns.setdefault(column, ([], []))
+                rows.append(row)
+                values.append(value)
+        names |= dict.fromkeys(columns)
+        table.tell_apart(keys.among(names))
+        for column, (rows, values) in columns.items():
+            table.add_column(column, np.array(rows), [*map(str, values)])
+        table.end([number for number, _ in portion])
+    if not names:
+        raise NothingRecordedError(
+            f"{where} holds no objects of JSON with numbers or texts; lists are left out"
+        )
+    keys.of(names)
+    return table.runs(name, is_log=True)
+
+
+def json_objects(path: Path, file: TextIO) -> Iterator[tuple[int, dict[str, Any]]]:
     """Line numbers and objects of a file; a last line that is cut off is left out."""
     error: InputError | None = None
     for number, line in enumerate(file, 1):

@@ -14,8 +14,10 @@ import numpy as np
 
 from haltwise._core.errors import DataWarning, InputError, require, warn
 from haltwise.curves.cells import measured
+from haltwise.curves.columns import is_split
 from haltwise.curves.raw import Keys, NothingRecordedError, RawRuns
 from haltwise.curves.readers.base import Reader
+from haltwise.curves.readers.files import common_folder
 from haltwise.curves.tables import PointTable
 
 __all__ = ["READERS", "TensorBoard"]
@@ -45,8 +47,10 @@ class TensorBoard(Reader):
     """Scalars, by tag; needs the package `tensorboard`.
 
     Where the steps of a tag go back the run was restarted, and what had been recorded from there on
-    is replaced. What `add_scalars` wrote to folders of its own are columns TAG_NAME. The column
-    `seconds` counts the time while it ran, not the pauses between files.
+    is replaced. The column `seconds` counts the time while it ran, not the pauses between files.
+    Folders that belong to a run are no runs: what `add_scalars` wrote to those of its own are
+    columns TAG_NAME, those of folders beside each other that are called by data sets, `train` and
+    `validation`, are columns FOLDER/TAG, and what `add_hparams` wrote is a summary.
     """
 
     def claims(self, path: Path, head: str) -> bool:
@@ -54,20 +58,33 @@ class TensorBoard(Reader):
 
     def sources(self, paths: Sequence[Path]) -> list[list[Path]]:
         found: dict[Path, list[Path]] = {}
-        for path in paths:  # their names begin with the time at which they were opened
+        for path in paths:
             found.setdefault(path.parent, []).append(path)
         for folder in [*found]:
-            if folder.parent in found and _is_part(folder, found[folder]):
+            if folder.parent not in found:
+                continue
+            held = _Held.of(found[folder])
+            if held.is_summary():
+                del found[folder]
+            elif held.is_part_of(folder):
                 found[folder.parent] += found.pop(folder)
+        splits: dict[Path, list[Path]] = {}
+        for folder in found:
+            if is_split(folder.name):
+                splits.setdefault(folder.parent, []).append(folder)
+        for run, folders in splits.items():
+            if len(folders) > 1 or run in found:
+                parts = [path for folder in folders for path in found.pop(folder)]
+                found[run] = found.get(run, []) + parts
         return list(found.values())
 
     def read(self, paths: Sequence[Path], keys: Keys) -> RawRuns:
         series: dict[str, _Series] = {}
-        folder, replaced = paths[0].parent, 0
-        for place, files in groupby(sorted(paths), lambda path: path.parent):
+        folder, replaced = common_folder(paths), 0
+        for place, files in groupby(sorted(paths, key=_order), lambda path: path.parent):
             own: dict[str, _Series] = {}
             replaced += sum(_read_file(path, own) for path in files)
-            series |= own if place == folder else {_part(place, tag): own[tag] for tag in own}
+            series |= own if place == folder else {_column(place, tag): own[tag] for tag in own}
         if replaced:
             warn(
                 f"{folder} was restarted: {replaced} points that were recorded again are left out",
@@ -91,6 +108,18 @@ class TensorBoard(Reader):
 
 
 _OWN = ("step", "seconds")
+_HPARAMS = "_hparams_/"  # tags of TensorBoard's plugin
+
+
+def _order(path: Path) -> tuple[Path, list[tuple[int, str]]]:
+    """By folder, and in it by when the files were opened: names hold the time, and a number."""
+    parts = path.name.split(".")
+    return path.parent, [(int(part) if part.isdecimal() else -1, part) for part in parts]
+
+
+def _column(folder: Path, tag: str) -> str:
+    """The column of a tag in one of the folders that belong to a run."""
+    return _part(folder, tag) or f"{folder.name}/{tag}"
 
 
 def _part(folder: Path, tag: str) -> str:
@@ -99,14 +128,35 @@ def _part(folder: Path, tag: str) -> str:
     return f"{tag}_{folder.name.removeprefix(before)}" if folder.name.startswith(before) else ""
 
 
-def _is_part(folder: Path, paths: Sequence[Path]) -> bool:
-    """Whether a folder holds nothing but one tag of the run above it."""
-    series: dict[str, _Series] = {}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # it is read again
-        for path in paths:
-            _read_file(path, series)
-    return len(series) == 1 and _part(folder, *series) != ""
+class _Held(NamedTuple):
+    """What the files of a folder hold."""
+
+    series: dict[str, _Series]
+    describes: bool
+    """Whether hyperparameters are among it."""
+
+    @classmethod
+    def of(cls, paths: Sequence[Path]) -> "_Held":
+        series: dict[str, _Series] = {}
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # it is read again
+            for path in sorted(paths, key=_order):
+                _read_file(path, series)
+            describes = any(
+                value.tag.startswith(_HPARAMS)
+                for path in paths
+                for event in _events(path)
+                for value in event.summary.value
+            )
+        return cls(series, describes)
+
+    def is_part_of(self, folder: Path) -> bool:
+        """Whether it is nothing but one tag of the run above the folder."""
+        return len(self.series) == 1 and _part(folder, *self.series) != ""
+
+    def is_summary(self) -> bool:
+        """Whether it is what became of hyperparameters, one number a metric."""
+        return self.describes and all(len(tag.steps) == 1 for tag in self.series.values())
 
 
 def _read_file(path: Path, series: dict[str, _Series]) -> int:
