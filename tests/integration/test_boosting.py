@@ -174,3 +174,60 @@ class TestLightGBM:
             self.train(0, [self.callback(patience(1), "valid_0-auc")])
         with pytest.raises(InputError, match="no metric 'auc' was logged, but valid_0-auc"):
             self.train(0, [self.callback(patience(1), "auc")])
+
+
+class TestCatBoost:
+    def train(self, seed: int, callbacks: list[Any], **settings: Any) -> Any:
+        catboost = pytest.importorskip("catboost")
+        x, y, x_valid, y_valid = tables(seed)
+        own = {"allow_writing_files": False, "eval_metric": "AUC", "use_best_model": False}
+        model = catboost.CatBoostClassifier(
+            iterations=40, learning_rate=0.5, thread_count=1, verbose=0, **(own | settings)
+        )
+        return model.fit(x, y, eval_set=(x_valid, y_valid), callbacks=callbacks)
+
+    @pytest.mark.parametrize(("name", "direction"), [("Logloss", "min"), ("AUC", "max")])
+    def test_it_stops_by_the_log(self, name: str, direction: Any) -> None:
+        from haltwise.interfaces.catboost import RunCallback
+
+        stops = set()
+        callback = RunCallback(patience(4, direction=direction), f"validation-{name}")
+        for seed in range(3):  # every training is a run of its own
+            log = self.train(seed, []).get_evals_result()["validation"][name]
+            expected = stop_of(log, 4, direction=direction)
+            assert self.train(seed, [callback]).tree_count_ == callback.monitor.steps == expected
+            curve = callback.monitor.curve
+            assert curve.cost.tolist() == list(range(1, expected + 1))
+            assert curve.columns[curve.metric].tolist() == log[:expected]
+            stops.add(expected)
+        assert len(stops) > 1
+
+    def test_a_training_that_goes_on_is_judged_by_its_whole_log(self, tmp_path: Any) -> None:
+        from haltwise.interfaces.catboost import RunCallback
+
+        kept = {
+            "allow_writing_files": True,
+            "train_dir": str(tmp_path),
+            "save_snapshot": True,
+            "snapshot_interval": 0,
+        }
+        first = RunCallback(patience(4), "validation-Logloss")
+        num_rounds = self.train(0, [first], **kept).tree_count_
+        again = RunCallback(patience(50), "validation-Logloss")
+        log = self.train(0, [again], **kept).get_evals_result()["validation"]["Logloss"]
+        assert 4 < num_rounds < len(log) == 40
+        assert again.monitor.curve.cost.tolist() == list(range(1, 41))
+        assert again.monitor.curve.loss.tolist() == log
+
+    def test_rounds_between_evaluations_are_no_points(self) -> None:
+        from haltwise.interfaces.catboost import RunCallback
+
+        callback = RunCallback(patience(90), "validation-Logloss")
+        self.train(0, [callback], metric_period=10)
+        assert callback.monitor.curve.cost.tolist() == [1, 11, 21, 31, 40]
+
+    def test_a_missing_metric_is_told(self) -> None:
+        from haltwise.interfaces.catboost import RunCallback
+
+        with pytest.raises(Exception, match="no metric 'x' was logged, but learn-Logloss, "):
+            self.train(0, [RunCallback(patience(1), "x")])

@@ -103,6 +103,56 @@ def test_files_of_dvclive_are_columns_of_one_run(tmp_path: Path) -> None:
         read(tmp_path)
 
 
+# ---------------------------------------------------------------------------------------- CatBoost
+
+
+def catboost_info(folder: Path, losses: list[float | None], **others: Any) -> None:
+    """As CatBoost 1.2 writes it: a round between two evaluations has no entry."""
+    meta = {
+        "test_sets": ["test"],
+        "test_metrics": [
+            {"best_value": "Max", "name": "Own"},
+            {"best_value": "Min", "name": "RMSE"},
+        ],
+        "learn_metrics": [{"best_value": "Min", "name": "RMSE"}],
+        "iteration_count": 100,
+        "learn_sets": ["learn"],
+    }
+    rounds = [
+        {"learn": [1.0], "iteration": place, "passed_time": 0.5 * place, "test": [10 - loss, loss]}
+        for place, loss in enumerate(losses)
+        if loss is not None
+    ]
+    written(
+        folder / "catboost_training.json", json.dumps({"meta": meta | others, "iterations": rounds})
+    )
+    for name in ("learn", "test"):
+        written(folder / f"{name}_error.tsv", "iter\tRMSE\n0\t1\n1\t2\n")
+        written(folder / name / "events.out.tfevents", "")
+
+
+def test_a_training_of_catboost_is_one_run_whatever_it_wrote(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        catboost_info(tmp_path / name, [3.0, None, 1.0])
+    found = read(tmp_path, target=8)
+    assert found.name.tolist() == ["a", "b"]
+    assert (found.metric, found.direction, found.cost_unit) == (
+        "validation-Own",
+        "max",
+        "iteration",
+    )
+    assert found[0].cost.tolist() == [1, 3]
+    assert found[0].columns["validation-RMSE"].tolist() == [3, 1]
+    assert found[0].columns["seconds"].tolist() == [0, 1]
+    assert found.budget.tolist() == [100, 100]
+    assert found.succeeded.all()
+    catboost_info(tmp_path / "c", [2.0], test_sets=["test", "test1"])
+    assert read(tmp_path / "c", metric="validation_0-RMSE")[0].loss.tolist() == [2]
+    written(tmp_path / "c" / "catboost_training.json", '{"meta": {}}')
+    with pytest.raises(InputError, match="is no log of a training of CatBoost"):
+        read(tmp_path / "c")
+
+
 # --------------------------------------------------------------------------------------------- Ray
 
 
