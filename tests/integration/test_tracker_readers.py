@@ -146,6 +146,7 @@ def test_a_training_of_catboost_is_one_run_whatever_it_wrote(tmp_path: Path) -> 
     assert found[0].columns["seconds"].tolist() == [0, 1]
     assert found.budget.tolist() == [100, 100]
     assert found.succeeded.all()
+    assert read(tmp_path / "a" / "test_error.tsv").metric == "validation-Own"
     catboost_info(tmp_path / "c", [2.0], test_sets=["test", "test1"])
     assert read(tmp_path / "c", metric="validation_0-RMSE")[0].loss.tolist() == [2]
     written(tmp_path / "c" / "catboost_training.json", '{"meta": {}}')
@@ -181,6 +182,8 @@ def test_a_trial_of_ray_is_one_run_whatever_it_wrote(tmp_path: Path) -> None:
     assert found[0].cost.tolist() == [1, 2, 3]
     seconds = read_chosen(tmp_path / "exp/train_0/result.json", cost="time_total_s")
     assert seconds[0].cost.tolist() == [10, 20, 30]
+    beside = read_chosen(tmp_path / "exp/train_0/progress.csv")
+    assert beside[0].columns["config.lr"].tolist() == [0.1, 0.1, 0.1]
     table = read_chosen(tmp_path, format="csv")  # asked for, so read as such
     assert (table.num_points.tolist(), table.cost_unit) == ([2, 2], "training_iteration")
 
@@ -409,6 +412,12 @@ def test_files_of_weights_and_biases(tmp_path: Path) -> None:
     with pytest.warns(DataWarning, match="nobody named them|NaN at"):
         again = read(tmp_path / "wandb" / "latest-run", group="config.net.width")
     assert (again.num_runs, again.cost_unit, again.group.tolist()) == (1, "runtime", ["3"])
+
+
+def test_a_run_of_weights_and_biases_without_its_log(tmp_path: Path) -> None:
+    written(tmp_path / "run-20260101_000000-id" / "logs" / "debug.log", '{"pid": 1}\n{"pid": 2}\n')
+    with pytest.raises(InputError, match="holds no log of a run, only what lies beside one"):
+        read(tmp_path)
 
 
 def test_a_damaged_file_of_weights_and_biases(tmp_path: Path) -> None:

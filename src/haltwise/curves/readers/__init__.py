@@ -158,6 +158,7 @@ def settled(
         else:
             folder = table[name].folder(source)
             parts.append(_labelled(part, source[0], folder, place, alone=len(sources) == 1))
+    require(len(sources) > 0, f"{place} holds no log of a run, only what lies beside one")
     if not parts:
         raise nothing[0]
     if nothing:

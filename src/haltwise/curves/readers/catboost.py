@@ -30,8 +30,8 @@ class CatBoost(RunFolderReader):
         folders = path.absolute().parents[:2]  # event files lie in folders of their own
         return next((each for each in folders if (each / _NAME).is_file()), None)
 
-    def sources(self, paths: Sequence[Path]) -> list[list[Path]]:
-        return [[path] for path in paths if path.name == _NAME]
+    def logs(self, folder: Path, paths: Sequence[Path]) -> list[Path]:
+        return [folder / _NAME]
 
     def read(self, paths: Sequence[Path], keys: Keys) -> RawRuns:
         path = paths[0]

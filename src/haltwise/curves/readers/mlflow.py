@@ -36,8 +36,8 @@ class MLflow(RunFolderReader):
         return next((each for each in folders if all((each / n).exists() for n in _FILES)), None)
 
     def sources(self, paths: Sequence[Path]) -> list[list[Path]]:
-        files = [path for path in paths if self.run_folder(path) is not None]
-        return [*super().sources(files), *([path] for path in paths if path not in {*files})]
+        databases = [[path] for path in paths if self.run_folder(path) is None]
+        return super().sources(paths) + databases
 
     def read(self, paths: Sequence[Path], keys: Keys) -> RawRuns:
         folder = self.run_folder(paths[0])

@@ -27,8 +27,8 @@ class Ray(RunFolderReader):
             (folder for folder, found in zip(folders, is_trial, strict=True) if found), None
         )
 
-    def sources(self, paths: Sequence[Path]) -> list[list[Path]]:
-        return [[path] for path in paths if path.name == _RESULTS]
+    def logs(self, folder: Path, paths: Sequence[Path]) -> list[Path]:
+        return [folder / _RESULTS]
 
     def read(self, paths: Sequence[Path], keys: Keys) -> RawRuns:
         found = JsonLines().read(paths, keys)

@@ -23,11 +23,18 @@ class RunFolderReader(Reader):
     def claims(self, path: Path, head: str) -> bool:
         return self.run_folder(path) is not None
 
+    def logs(self, folder: Path, paths: Sequence[Path]) -> list[Path]:
+        """The files in the folder of a run that tell all of it, of which some were asked for."""
+        return list(paths)
+
     def sources(self, paths: Sequence[Path]) -> list[list[Path]]:
-        found: dict[Path | None, list[Path]] = {}
+        found: dict[Path, list[Path]] = {}
         for path in paths:
-            found.setdefault(self.run_folder(path), []).append(path)
-        return list(found.values())
+            folder = self.run_folder(path)
+            if folder is not None:
+                found.setdefault(folder, []).append(path)
+        logs = (self.logs(folder, own) for folder, own in sorted(found.items()))
+        return [each for each in logs if each]
 
     def folder(self, paths: Sequence[Path]) -> Path:
         return self.run_folder(paths[0]) or super().folder(paths)

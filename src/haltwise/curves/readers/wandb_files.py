@@ -37,8 +37,9 @@ class WandbFiles(RunFolderReader):
         found = next((folder for folder in every if _FOLDER.fullmatch(folder.name)), None)
         return folders[0][0] if found is None and path.suffix == _SUFFIX else found
 
-    def sources(self, paths: Sequence[Path]) -> list[list[Path]]:
-        return [[path] for path in paths if path.suffix == _SUFFIX]
+    def logs(self, folder: Path, paths: Sequence[Path]) -> list[Path]:
+        asked = [path for path in paths if path.suffix == _SUFFIX]
+        return asked or sorted(folder.glob(f"*{_SUFFIX}"))
 
     def read(self, paths: Sequence[Path], keys: Keys) -> RawRuns:
         path = paths[0]
