@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from tiny_rules import patience
 
-from haltwise import InputError
+from haltwise import InputError, RunMonitor
 
 tune = pytest.importorskip("ray.tune")
 ray_result = pytest.importorskip("ray.tune.result")
@@ -64,6 +64,12 @@ def test_results_between_evaluations_are_no_points() -> None:
 def test_a_trial_that_reports_nothing_goes_on() -> None:
     ended = dict.fromkeys(ray_result.DEBUG_METRICS, 1) | {"config": {"lr": 1}, "done": True}
     assert not RunStopper(patience(1), "loss")("a", ended)
+
+
+def test_a_learned_rule_without_a_budget_is_refused_before_the_experiment() -> None:
+    monitor = RunMonitor("training-runs", target=0.3)
+    with pytest.raises(InputError, match="give a budget"):
+        RunStopper(monitor, "loss")
 
 
 def test_it_survives_a_checkpoint_of_the_experiment() -> None:

@@ -27,7 +27,8 @@ class RunStopper(Stopper):  # type: ignore[misc]
         cost: What of a result is its cost: `"training_iteration"` or `"time_total_s"`.
 
     Raises:
-        InputError: A trial has reported something, but none so far the metric.
+        InputError: A learned rule has no budget; or a trial has reported something, but none so far
+            the metric.
 
     Examples:
         >>> stopper = RunStopper(monitor, "val_loss")  # doctest: +SKIP
@@ -38,6 +39,7 @@ class RunStopper(Stopper):  # type: ignore[misc]
         self, monitor: RunMonitor, metric: str, *, cost: str = "training_iteration"
     ) -> None:
         warn_of_direction(metric, monitor.direction)
+        copy.copy(monitor).start()  # what it refuses would end the experiment at the first result
         self._monitor, self._metric, self._cost = monitor, metric, cost
         self.monitors: dict[str, RunMonitor] = {}
         """Of each trial, by its identity."""
