@@ -421,7 +421,11 @@ def test_inference_tensors_serve() -> None:
         assert torch.equal(Step().update_().update, expected)
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning")
+@pytest.mark.filterwarnings(
+    "ignore::DeprecationWarning",
+    "ignore:.torch.jit:FutureWarning",
+    "ignore::torch.jit.TracerWarning",
+)
 def test_a_trace_holds_the_step_and_not_its_result() -> None:
     step = Step()
     step.rule.requires_grad_(False)
@@ -435,7 +439,9 @@ def test_a_trace_holds_the_step_and_not_its_result() -> None:
         torch.testing.assert_close(traced(other), update(other))
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # PyTorch warns of itself
+@pytest.mark.filterwarnings(  # PyTorch warns of itself
+    "ignore::DeprecationWarning", "ignore:.torch.jit:FutureWarning"
+)
 def test_forward_derivatives_pass_through_a_step() -> None:
     step, tangent = Step(), randn(B, D, L, H, seed=5)
 

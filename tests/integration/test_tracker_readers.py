@@ -3,7 +3,8 @@
 import json
 import sqlite3
 import zlib
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -292,15 +293,25 @@ def study_with(storage: Any, **settings: Any) -> Any:
     return study
 
 
+@contextmanager
+def storage_of(kind: str, path: Path) -> Iterator[Any]:
+    storages: Any = pytest.importorskip("optuna").storages
+    if kind == "journal":
+        yield storages.JournalStorage(storages.journal.JournalFileBackend(str(path)))
+        return
+    storage = storages.RDBStorage(f"sqlite:///{path}")
+    yield storage
+    storage.engine.dispose()
+
+
 @pytest.mark.parametrize("kind", ["database", "journal"])
 def test_a_study_of_optuna(tmp_path: Path, kind: str) -> None:
-    optuna = pytest.importorskip("optuna")
     path = tmp_path / "study"
-    storage: Any = f"sqlite:///{path}"
-    if kind == "journal":
-        backend = optuna.storages.journal.JournalFileBackend(str(path))
-        storage = optuna.storages.JournalStorage(backend)
-    study = study_with(storage, direction="maximize")
+    with storage_of(kind, path) as storage:
+        check_study(path, study_with(storage, direction="maximize"))
+
+
+def check_study(path: Path, study: Any) -> None:
     with pytest.warns(DataWarning, match="1 of 5 trials in .* neither completed nor pruned"):
         found = read(path, group="params_kind")
     trials = [trial for trial in study.trials if trial.number != 3]
@@ -319,9 +330,8 @@ def test_a_study_of_optuna(tmp_path: Path, kind: str) -> None:
 
 def test_a_study_without_reports_has_no_runs(tmp_path: Path) -> None:
     optuna = pytest.importorskip("optuna")
-    optuna.create_study(storage=f"sqlite:///{tmp_path}/study.db").optimize(
-        lambda _: 1.0, n_trials=2
-    )
+    with storage_of("database", tmp_path / "study.db") as storage:
+        optuna.create_study(storage=storage).optimize(lambda _: 1.0, n_trials=2)
     with pytest.raises(InputError, match=r"has reported a value \(trial.report\)"):
         read(tmp_path / "study.db")
     written(tmp_path / "journal.log", '{"op_code":0,"study_name":"s","directions":[7]}\n')
