@@ -84,6 +84,17 @@ def test_files_opened_in_one_second_are_in_the_order_of_their_numbers(tmp_path: 
     assert run.loss.tolist() == [5, 2, 1]
 
 
+def test_tables_called_by_data_sets_are_warned_of(tmp_path: Path) -> None:
+    for name in ("a/train", "a/val", "b/train"):
+        written(tmp_path / f"{name}.csv", "step,loss\n0,2\n1,1\n")
+    with pytest.warns(DataWarning, match=r"train\.csv and val\.csv in .*a count as runs of their"):
+        assert read(tmp_path, cost="step", metric="loss").num_runs == 3
+    written(tmp_path / "a/val.csv", "run,step,loss\nx,0,2\ny,0,1\n")  # of several runs
+    assert read(tmp_path, cost="step", metric="loss").num_runs == 4
+    (tmp_path / "a/val.csv").unlink()
+    assert read(tmp_path, cost="step", metric="loss").num_runs == 2
+
+
 # ----------------------------------------------------------------------------------------- DVCLive
 
 

@@ -11,11 +11,11 @@ import numpy.typing as npt
 from haltwise._core import discovery as _discovery
 from haltwise._core.errors import DataWarning, InputError, require, warn
 from haltwise._core.settings import shown
-from haltwise.curves.columns import Direction
+from haltwise.curves.columns import Direction, is_split
 from haltwise.curves.curves import Curves
 from haltwise.curves.raw import Keys, NothingRecordedError, RawRuns
 from haltwise.curves.readers.base import Reader
-from haltwise.curves.readers.files import read_head
+from haltwise.curves.readers.files import read_head, stem
 from haltwise.datasets.store import default_directory
 
 __all__ = ["Reader", "read", "readers", "settled"]
@@ -148,7 +148,7 @@ def settled(
     texts = [None if each is None or not isinstance(each, str) else each for each in (group, task)]
     keys = Keys(run, *texts)
     sources = table[name].sources(mine)
-    parts = []
+    parts, single = [], []
     nothing: list[NothingRecordedError] = []
     for source in sources:
         try:
@@ -157,10 +157,13 @@ def settled(
             nothing.append(error)
         else:
             folder = table[name].folder(source)
+            if len(source) == len(part.runs) == 1:
+                single.append(source[0])
             parts.append(_labelled(part, source[0], folder, place, alone=len(sources) == 1))
     require(len(sources) > 0, f"{place} holds no log of a run, only what lies beside one")
     if not parts:
         raise nothing[0]
+    _warn_of_splits(single)
     if nothing:
         warn(
             f"left out: {len(nothing)} of {len(sources)} logs without a point; {nothing[0]}",
@@ -231,6 +234,22 @@ def _recognise(
         f"{place} has files of several formats, {listed}; name the one to read (format=...)",
     )
     return next(iter(found.items()))
+
+
+def _warn_of_splits(paths: Sequence[Path]) -> None:
+    """Say where one run may have a file for each set of data, which count as runs."""
+    beside: dict[Path, list[str]] = {}
+    for path in paths:
+        if is_split(stem(path)):
+            beside.setdefault(path.parent, []).append(path.name)
+    found = [(folder, names) for folder, names in beside.items() if len(names) > 1]
+    if found:
+        folder, names = found[0]
+        warn(
+            f"{' and '.join(names)} in {folder} count as runs of their own; if they are of one "
+            "run, make one table of them, with a column for each",
+            DataWarning,
+        )
 
 
 def _labelled(part: RawRuns, path: Path, lies: Path, place: Path, *, alone: bool) -> RawRuns:
