@@ -398,7 +398,7 @@ def wandb_log(*records: bytes) -> bytes:
     return bytes(found)
 
 
-def wandb_run(name: str, losses: list[float], *, long: int = 0) -> bytes:
+def wandb_run(name: str, losses: list[float], *, first: int = 0, long: int = 0) -> bytes:
     described = message(
         (3, b"p"), (4, items(1, {"lr": 0.1, "_wandb": {}, "net": {"width": 3}})), (8, name.encode())
     )
@@ -411,7 +411,7 @@ def wandb_run(name: str, losses: list[float], *, long: int = 0) -> bytes:
                 ),
             )
         )
-        for step, loss in enumerate(losses)
+        for step, loss in enumerate(losses, first)
     ]
     return wandb_log(message((17, described)), *points)
 
@@ -433,6 +433,21 @@ def test_files_of_weights_and_biases(tmp_path: Path) -> None:
     with pytest.warns(DataWarning, match="nobody named them|NaN at"):
         again = read(tmp_path / "wandb" / "latest-run", group="config.net.width")
     assert (again.num_runs, again.cost_unit, again.group.tolist()) == (1, "runtime", ["3"])
+
+
+def test_a_run_of_weights_and_biases_that_was_resumed_is_one(tmp_path: Path) -> None:
+    for folder, first, losses in (
+        ("run-20260102_000000-id", 2, [7.0, 6.0]),
+        ("offline-run-20260101_000000-id", 0, [9.0, 8.0, 7.5]),
+        ("run-20260103_000000-other", 0, [1.0]),
+    ):
+        path = tmp_path / folder / f"run-{folder.rpartition('-')[-1]}.wandb"
+        path.parent.mkdir()
+        path.write_bytes(wandb_run("a", losses, first=first))
+    with pytest.warns(DataWarning, match="1 points that later ones"):
+        found = read(tmp_path, cost="_step", metric="val.loss")
+    assert [run.loss.tolist() for run in found] == [[9, 8, 7, 6], [1]]
+    assert found[0].cost.tolist() == [0, 1, 2, 3]
 
 
 def test_a_run_of_weights_and_biases_without_its_log(tmp_path: Path) -> None:

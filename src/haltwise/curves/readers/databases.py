@@ -1,12 +1,15 @@
 """SQLite databases, read as data: nothing in them is executed or changed."""
 
 import contextlib
-import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 from haltwise._core.errors import InputError, require
+
+if TYPE_CHECKING:
+    import sqlite3
 
 __all__ = ["has_tables", "opened_database"]
 
@@ -14,12 +17,18 @@ _HEAD = "SQLite format 3\0"
 
 
 @contextlib.contextmanager
-def opened_database(path: Path) -> Iterator[sqlite3.Connection]:
+def opened_database(path: Path) -> Iterator["sqlite3.Connection"]:
     """Open a database to read its tables.
 
     Raises:
         InputError: It is corrupt, locked or cannot be read, also while it is.
     """
+    try:
+        import sqlite3
+    except ImportError:
+        raise InputError(
+            f"this Python was built without SQLite, in which {path} is written; take another"
+        ) from None
     address = f"file:{quote(str(path.absolute()))}?mode=ro"
     try:
         with contextlib.closing(sqlite3.connect(address, uri=True)) as database:

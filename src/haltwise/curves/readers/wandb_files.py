@@ -28,7 +28,10 @@ _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5  # how a field is written
 
 @final
 class WandbFiles(RunFolderReader):
-    """The history of a run; settings are labels, `config.lr`, and so is the project."""
+    """The history of a run; settings are labels, `config.lr`, and so is the project.
+
+    A run that was resumed has a folder for each time, which are called by its identity.
+    """
 
     def run_folder(self, path: Path) -> Path | None:
         # Logs of the latest run are linked beside it, and one in it leads elsewhere.
@@ -41,11 +44,22 @@ class WandbFiles(RunFolderReader):
         asked = [path for path in paths if path.suffix == _SUFFIX]
         return asked or sorted(folder.glob(f"*{_SUFFIX}"))
 
+    def sources(self, paths: Sequence[Path]) -> list[list[Path]]:
+        found: dict[tuple[Path, str], list[Path]] = {}
+        for path in (path for source in super().sources(paths) for path in source):
+            found.setdefault((path.parent.parent, path.name), []).append(path)
+        return [sorted(source, key=_begun) for source in found.values()]
+
     def read(self, paths: Sequence[Path], keys: Keys) -> RawRuns:
-        path = paths[0]
         labels: dict[str, str] = {}
-        found = read_objects(_history(path, labels), str(path), keys, path.stem)
+        history = (point for path in paths for point in _history(path, labels))
+        found = read_objects(history, str(paths[0]), keys, paths[0].stem)
         return replace(found, labels=[{**each, **labels} for each in found.labels])
+
+
+def _begun(path: Path) -> str:
+    """When a log was begun, as the name of its folder tells."""
+    return path.parent.name.removeprefix("offline-")
 
 
 def _history(path: Path, labels: dict[str, str]) -> Iterator[tuple[int, Mapping[str, Any]]]:
