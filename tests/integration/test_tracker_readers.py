@@ -1,5 +1,6 @@
 """What trackers and tuners leave on the disk: one run is one run, whatever files it has."""
 
+import gzip
 import json
 import sqlite3
 import zlib
@@ -337,6 +338,29 @@ def check_study(path: Path, study: Any) -> None:
     with pytest.warns(DataWarning, match="neither completed nor pruned"):
         units = read(path, group="params_units").group.tolist()
     assert units == [str(trial.params["units"]) for trial in trials]
+
+
+def test_a_storage_of_optuna_that_contradicts_itself(tmp_path: Path) -> None:
+    path = tmp_path / "study.db"
+    with storage_of("database", path) as storage:
+        study_with(storage, direction="maximize")
+    with closing(sqlite3.connect(path)) as database:
+        database.execute("UPDATE study_directions SET direction = 'SIDEWAYS'")
+        database.commit()
+    with (
+        pytest.warns(DataWarning, match="neither completed nor pruned"),
+        pytest.raises(InputError, match=r"study\.db contradicts itself"),
+    ):
+        read(path)
+
+
+def test_a_journal_may_be_packed(tmp_path: Path) -> None:
+    with storage_of("journal", tmp_path / "study") as storage:
+        study_with(storage)
+    packed = tmp_path / "study.log.gz"
+    packed.write_bytes(gzip.compress((tmp_path / "study").read_bytes()))
+    with pytest.warns(DataWarning, match="neither completed nor pruned"):
+        assert read(packed).num_runs == 4
 
 
 def test_a_study_without_reports_has_no_runs(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from haltwise.curves.columns import Direction
 from haltwise.curves.raw import Keys, NothingRecordedError, RawRuns
 from haltwise.curves.readers.base import Reader
 from haltwise.curves.readers.databases import has_tables, opened_database
-from haltwise.curves.readers.files import open_text, parse_json
+from haltwise.curves.readers.files import open_text, parse_json, read_head
 from haltwise.curves.readers.jsonl import json_objects
 from haltwise.curves.readers.run_folder import MetricPoints, joined
 
@@ -55,53 +55,53 @@ class Optuna(Reader):
 
     def read(self, paths: Sequence[Path], keys: Keys) -> RawRuns:
         path = paths[0]
-        with path.open("rb") as file:
-            is_journal = file.read(1) == b"{"
-        studies, trials = (_read_journal if is_journal else _read_database)(path)
-        reported = [trial for trial in trials if trial.values]
-        kept = [trial for trial in reported if trial.state in _FINISHED]
-        if not kept:
-            raise NothingRecordedError(
-                f"no trial in {path} that was completed or pruned has reported a value "
-                "(trial.report)"
-            )
-        if len(kept) < len(reported):
-            warn(
-                f"left out: {len(reported) - len(kept)} of {len(reported)} trials in {path} that "
-                "were neither completed nor pruned",
-                DataWarning,
-            )
-        found = {way for trial in kept for way in studies[trial.study].directions}
-        require(
-            len(found) == 1,
-            f"the studies in {path} are of both directions; put those that are minimized and those "
-            "that are maximized into files of their own (optuna.copy_study)",
+        is_journal = read_head(path).startswith("{")
+        with refusing_others(f"{path} contradicts itself; restore it from a copy"):
+            return _runs(path, *(_read_journal if is_journal else _read_database)(path))
+
+
+def _runs(path: Path, studies: Mapping[int, _Study], trials: Sequence[_Trial]) -> RawRuns:
+    reported = [trial for trial in trials if trial.values]
+    kept = [trial for trial in reported if trial.state in _FINISHED]
+    if not kept:
+        raise NothingRecordedError(
+            f"no trial in {path} that was completed or pruned has reported a value (trial.report)"
         )
-        alone = len({trial.study for trial in kept}) == 1
-        labels = [
-            {
-                "run": f"trial {trial.number}" if alone else f"{study}/trial {trial.number}",
-                "study": study,
-                **{f"params_{name}": value for name, value in trial.params.items()},
-            }
-            for trial in kept
-            for study in [studies[trial.study].name]
-        ]
-        runs = [
-            joined(
-                {"value": MetricPoints(sorted(values), [values[step] for step in sorted(values)])}
-            )
-            for *_, values in kept
-        ]
-        return RawRuns(
-            runs,
-            labels,
-            cost="step",
-            metric="value",
-            direction=_DIRECTIONS[found.pop()],
-            task="study",
-            cost_unit="steps",
+    if len(kept) < len(reported):
+        warn(
+            f"left out: {len(reported) - len(kept)} of {len(reported)} trials in {path} that "
+            "were neither completed nor pruned",
+            DataWarning,
         )
+    found = {way for trial in kept for way in studies[trial.study].directions}
+    require(
+        len(found) == 1,
+        f"the studies in {path} are of both directions; put those that are minimized and those "
+        "that are maximized into files of their own (optuna.copy_study)",
+    )
+    alone = len({trial.study for trial in kept}) == 1
+    labels = [
+        {
+            "run": f"trial {trial.number}" if alone else f"{study}/trial {trial.number}",
+            "study": study,
+            **{f"params_{name}": value for name, value in trial.params.items()},
+        }
+        for trial in kept
+        for study in [studies[trial.study].name]
+    ]
+    runs = [
+        joined({"value": MetricPoints(sorted(values), [values[step] for step in sorted(values)])})
+        for *_, values in kept
+    ]
+    return RawRuns(
+        runs,
+        labels,
+        cost="step",
+        metric="value",
+        direction=_DIRECTIONS[found.pop()],
+        task="study",
+        cost_unit="steps",
+    )
 
 
 def _read_database(path: Path) -> tuple[dict[int, _Study], list[_Trial]]:
