@@ -348,6 +348,9 @@ def test_a_stop_is_learned_judged_and_watched_for_from_files(tmp_path: Path) -> 
     assert "best equal" in done.output
     page = Path(out, "report.html").read_text()
     assert "When to stop a run early" in page
+    marks = StopModel.load(Path(out, "model.safetensors")).card.seen
+    assert len(marks) == 24 * 12
+    assert marks[:12] not in page  # which is for people
     with pytest.raises(DataWarning, match="about 100 % of these runs are among those"):
         CliRunner().invoke(cli, ["judge", out, runs, *reading], catch_exceptions=False)
     others = str(tmp_path / "others.csv")

@@ -185,7 +185,8 @@ def test_processes_may_show_numbers_of_any_kind(tmp_path: Path, kind: str, shown
     text = NEEDLES.replace("(left > 0).float()", f"(left > 0).{kind}()")
     text = text.replace("(left.unsqueeze(1) <= 4).float()", f"(left.unsqueeze(1) <= 4).{shown}()")
     path.write_text(text.replace('state["step"].float()', 'state["step"]'))
-    train(f"{path}:Needles", tmp_path / "run", price=0.15, **TINY)
+    few = {**TINY, "halting": {**TINY["halting"], "num_steps": 6}}
+    train(f"{path}:Needles", tmp_path / "run", price=0.15, **few)
     process = load_object(f"{path}:Needles", ProcessFamily, "family")().sample(
         9, torch.Generator().manual_seed(1)
     )

@@ -94,4 +94,4 @@ def test_a_monitor_is_not_judged_or_certified_by_runs_it_has_learned_from(
     before = weights.read_bytes()
     refused = in_process.haltwise("certify", weights, *asked, "--runs", recorded_runs, cwd=tmp_path)
     assert (refused.returncode, weights.read_bytes()) == (2, before)
-    assert "among those that it was learned on" in refused.stderr
+    assert "among those that the model was learned on" in refused.stderr

@@ -125,6 +125,18 @@ def test_half_a_line_is_not_read(log: Path) -> None:
     assert found.stdout == f"{log}: go on, loss 2 at 1 after 2 points\n"
 
 
+def test_a_file_is_read_where_it_lies_beside_others_of_its_run(tmp_path: Path) -> None:
+    run = tmp_path / "mlruns" / "1" / "abc"
+    for name in ("metrics", "params", "tags"):
+        (run / name).mkdir(parents=True)
+    (run / "meta.yaml").write_text("run_id: abc\n")
+    points = [f"{1_760_000_000_000 + 1000 * step} {3.0 - step} {step}\n" for step in range(3)]
+    (run / "metrics" / "loss").write_text("".join(points))
+    for log in (run / "metrics" / "loss", tmp_path / "mlruns"):
+        found = watch(log, "--once", "--target", 0, "--cost", "step")
+        assert found.stdout == f"{log}: go on, loss 1 at 2 after 3 points\n", found.stderr
+
+
 def test_half_a_line_is_not_read_in_a_folder_either(tmp_path: Path) -> None:
     folder = tmp_path / "version_0"
     (folder / "inner").mkdir(parents=True)

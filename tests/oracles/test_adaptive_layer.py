@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any, ClassVar, final
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -341,7 +341,6 @@ def test_rules_of_the_caller_s_see_one_step_at_a_time() -> None:
     assert executed.num_row_steps == 7 * 8 * 3
 
 
-@final
 @dataclass(frozen=True)
 class WithoutExits(HaltingMethod):
     """A method of the caller's that knows loops alone."""

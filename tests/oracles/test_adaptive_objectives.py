@@ -3,14 +3,12 @@
 import copy
 import dataclasses
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
-from types import MappingProxyType
-from typing import Any, ClassVar, final
+from typing import Any
 
 import pytest
 import torch
 from draws import DOUBLE, seeded
+from test_adaptive_layer import WithoutExits
 from torch import Tensor, nn
 
 from haltwise import InputError
@@ -18,10 +16,8 @@ from haltwise.halting import (
     Graves,
     HaltingExamples,
     HaltingMethod,
-    Posterior,
     Softmax,
     StickBreaking,
-    StickBreakingPosterior,
 )
 from haltwise.nn import (
     AdaptiveComputation,
@@ -31,7 +27,7 @@ from haltwise.nn import (
     RepeatedBlock,
     TransformerBlock,
 )
-from haltwise.stop_rules import DecisionTime, FixedBudget, HazardThreshold, Patience, StopRule
+from haltwise.stop_rules import FixedBudget, HazardThreshold, Patience
 
 
 def randn(*shape: int) -> Tensor:
@@ -184,27 +180,11 @@ def test_a_coupling_that_is_set_is_one() -> None:
     assert copy.deepcopy(layer).coupling is Coupling.SAMPLED
 
 
-@final
-@dataclass(frozen=True)
-class MeanOfAll(HaltingMethod):
+class MeanOfAll(WithoutExits):
     """A method of the caller's whose objective is one number, not one for each item."""
-
-    output_sizes: ClassVar[Mapping[str, int]] = MappingProxyType({"hazard_logits": 2})
-
-    def outputs(self, raw: Tensor, price: Tensor) -> dict[str, Tensor]:
-        return {"hazard_logits": raw}
-
-    def posterior(self, outputs: Mapping[str, Tensor], time: DecisionTime) -> Posterior:
-        return StickBreakingPosterior(outputs["hazard_logits"][..., time])
-
-    def objective(self, examples: HaltingExamples) -> Tensor:
-        return examples.excess[:, 0]
 
     def exit_objective(self, examples: HaltingExamples) -> Tensor:
         return examples.excess.mean()
-
-    def rule(self, time: DecisionTime) -> StopRule:
-        return HazardThreshold(0.0, time)
 
 
 def test_an_objective_that_is_not_one_of_each_item_is_named() -> None:

@@ -39,6 +39,8 @@ def marks_of(rows: Iterable[npt.ArrayLike]) -> str:
 
 def share_seen(marks: str, rows: Iterable[npt.ArrayLike]) -> float:
     """The share of `rows` that is among what `marks` were made of; see `marks_of`."""
+    if not marks:
+        return 0.0
     known = {marks[at : at + _DIGITS] for at in range(0, len(marks), _DIGITS)}
     found = [_mark(row) for row in rows]
     told = [mark for mark in found if mark]
@@ -63,8 +65,8 @@ def warn_of_seen(marks: str, rows: Iterable[npt.ArrayLike], what: str) -> None:
     share = share_seen(marks, rows)
     if share > _FEW:
         warn(
-            f"about {in_percent(share)} of these {what} are among those that it was learned on, "
-            f"which flatters it; judge it by others",
+            f"about {in_percent(share)} of these {what} are among those that the model was "
+            "learned on, which flatters it; judge it by others",
             DataWarning,
         )
 
@@ -78,8 +80,8 @@ def require_unseen(marks: str, rows: Iterable[npt.ArrayLike], what: str) -> None
     share = share_seen(marks, rows)
     require(
         share <= _FEW,
-        f"about {in_percent(share)} of these {what} are among those that it was learned on, and "
-        "what is certified by them does not hold for others; certify by others",
+        f"about {in_percent(share)} of these {what} are among those that the model was learned "
+        "on, and what is certified by them does not hold for others; certify by others",
     )
 
 

@@ -169,13 +169,16 @@ def _state(log: Path) -> list[tuple[str, int, int]]:
 def _one_run(log: Path, reading: dict[str, Any], like: LearnedOn | None) -> tuple[Curve, str]:
     """The one run of a log as it is now, and what its cost is counted in."""
     reading = {**reading, "like": like}
-    with tempfile.TemporaryDirectory() as folder:
-        copy = Path(folder) / log.resolve().name
-        _copy_whole_lines(log.resolve(), copy)
-        try:
-            given = settled(copy if copy.exists() else log, **reading)
-        except InputError as error:
-            raise type(error)(str(error).replace(str(copy), str(log))) from None
+    if log.is_dir() or (log.is_file() and _has_lines(log)):
+        with tempfile.TemporaryDirectory() as folder:
+            copy = Path(folder) / log.resolve().name
+            _copy_whole_lines(log.resolve(), copy)
+            try:
+                given = settled(copy, **reading)
+            except InputError as error:
+                raise type(error)(str(error).replace(str(copy), str(log))) from None
+    else:  # where it lies, for what lies beside it may belong to it
+        given = settled(log, **reading)
     if reading["metric"] is None:
         _require_judged(log, given["metric"], like)
     curves = Curves.from_runs(**given)
@@ -185,6 +188,10 @@ def _one_run(log: Path, reading: dict[str, Any], like: LearnedOn | None) -> tupl
     return curves[0]._replace(budget=budget.item()), curves.cost_unit
 
 
+def _has_lines(log: Path) -> bool:
+    return log.suffix.lower() in _LINES
+
+
 def _copy_whole_lines(log: Path, copy: Path) -> None:
     """Copy a log as far as its lines are whole: half a number that is being written is one, too."""
     if log.is_dir() and not log.is_symlink():  # which may lead to a folder that it lies in
@@ -192,7 +199,7 @@ def _copy_whole_lines(log: Path, copy: Path) -> None:
         with contextlib.suppress(OSError):  # a folder that may not be read, or is gone
             for part in log.iterdir():
                 _copy_whole_lines(part, copy / part.name)
-    elif log.suffix.lower() in _LINES and log.is_file():
+    elif log.is_file() and _has_lines(log):
         whole, newline, _ = read_bytes(log).rpartition(b"\n")
         copy.write_bytes(whole + newline)
     elif log.exists():

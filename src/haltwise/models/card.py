@@ -141,12 +141,8 @@ class Card:
         """A JSON object from which `from_json` makes the same card."""
         plain = replace(self, policies={}, certificates=(), provenance=dict(self.provenance))
         document = asdict(plain)
-        for name in (
-            "engine",
-            "readout_size",
-            "first_rounds",
-            "seen",
-        ):  # so that fingerprints of older files stay
+        # So that fingerprints of older files stay.
+        for name in ("engine", "readout_size", "first_rounds", "seen"):
             if not document[name]:
                 del document[name]
         document["unit"] = self.unit.value

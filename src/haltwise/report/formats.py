@@ -13,6 +13,7 @@ __all__ = [
     "Saving",
     "Spread",
     "as_given",
+    "card_facts",
     "count",
     "counted",
     "facts",
@@ -30,6 +31,8 @@ __all__ = [
     "slug",
     "spread",
 ]
+
+_FOR_PROGRAMS = ("first_rounds", "ranges", "seen")  # on cards
 
 MISSING = "–"
 """Stands where there is no number."""
@@ -172,6 +175,11 @@ def facts(tree: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
         values = value if isinstance(value, (list, tuple)) else [value]
         lines.append((name, ", ".join(map(_fact, values)) or MISSING))
     return lines
+
+
+def card_facts(document: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """What a card says, as a JSON object, in lines; but for what only programs read."""
+    return facts({name: value for name, value in document.items() if name not in _FOR_PROGRAMS})
 
 
 def _fact(value: Any) -> str:

@@ -9,9 +9,9 @@ from haltwise.curves.levels import GiveUps, candidate_levels
 from haltwise.evaluation.give_up import GiveUpRecord
 from haltwise.report.drawing import Axis, Drawing, Panel, Rule, Series
 from haltwise.report.formats import (
+    card_facts,
     count,
     counted,
-    facts,
     in_groups,
     intervals_note,
     num,
@@ -91,7 +91,7 @@ def write_give_up(path: Path, record: GiveUpRecord, learned: Learned) -> Path:
     made = Section(
         anchor="made",
         title="How it was made",
-        blocks=[Facts("Card", facts({k: v for k, v in card.to_json().items() if k != "ranges"}))],
+        blocks=[Facts("Card", card_facts(card.to_json()))],
     )
     return write_page(path, "When to give a run up", [overview, where, made])
 

@@ -19,6 +19,7 @@ from haltwise.report.figures import loss_curves, training
 from haltwise.report.formats import (
     Spread,
     as_given,
+    card_facts,
     count,
     facts,
     interval,
@@ -296,7 +297,7 @@ def _provenance(run: Path, cards: Mapping[str, Card]) -> list[Section]:
     trained = training(read_log(run))
     blocks: list[Any] = [] if trained is None else [trained]
     blocks += [
-        Facts(f"Card of {short(name)}", facts(replace(card, certificates=()).to_json()))
+        Facts(f"Card of {short(name)}", card_facts(replace(card, certificates=()).to_json()))
         for name, card in cards.items()
     ]
     return [Section(anchor="training", title="Training", blocks=blocks)] if blocks else []

@@ -8,7 +8,7 @@ from haltwise.evaluation.stop_early import StopEarlyRecord
 from haltwise.report.drawing import Axis, Drawing, Panel, Rule, Series
 from haltwise.report.formats import (
     as_given,
-    facts,
+    card_facts,
     in_groups,
     interval,
     intervals_note,
@@ -87,7 +87,7 @@ def write_stop_early(path: Path, record: StopEarlyRecord, card: StopCard) -> Pat
     )
     where = Section(anchor="groups", title="Where it fails", blocks=[groups])
     made = Section(
-        anchor="made", title="How it was made", blocks=[Facts("Card", facts(card.to_json()))]
+        anchor="made", title="How it was made", blocks=[Facts("Card", card_facts(card.to_json()))]
     )
     return write_page(path, "When to stop a run early", [overview, where, made])
 
