@@ -11,6 +11,7 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from statistics import median
 from typing import Any, NamedTuple
 
@@ -314,15 +315,54 @@ def step_rows() -> Iterator[Row]:
 
 def solve_rows() -> Iterator[Row]:
     """`haltwise.solve` of many regressions."""
-    model = haltwise.load("regression-10d").to(DEVICE)
     for num in (4096, 200_000):
-        batch = family("regression-10d").sample(num, stream(7), device=DEVICE)
-        yield attempt(
-            f"solve of {num:,}",
-            "haltwise",
-            lambda b=batch: lambda: haltwise.solve(b, model),
-            3,
-        )
+        yield attempt(f"solve of {num:,}", "haltwise", partial(_solving, num), 3)
+
+
+def _solving(num_problems: int) -> Way:
+    model = haltwise.load("regression-10d").to(DEVICE)
+    batch = family("regression-10d").sample(num_problems, stream(7), device=DEVICE)
+    return lambda: haltwise.solve(batch, model)
+
+
+# --- Where the time goes -------------------------------------------------------------------------
+
+MOST_KERNELS = 25  # that a table shows of a run
+
+
+def kernel_rows() -> Iterator[Row]:
+    """Kernels of meta-gradients and of a `solve`, by the time that each takes."""
+    ways = [(name, partial(_captured, name)) for name in workloads.NAMES]
+    for what, make in (*ways, ("solve of 4,096", partial(_solving, 4096))):
+        yield attempt(what, "whole", make)
+        try:
+            yield from _kernels(what, make())
+        except RuntimeError as error:
+            yield Row(what, "kernels", float("nan"), str(error)[:300])
+
+
+def _captured(name: str) -> Way:
+    return workloads.estimator(workloads.make(name, device=DEVICE))
+
+
+def _kernels(what: str, run: Way, seen: Any = torch.profiler.ProfilerActivity.CUDA) -> list[Row]:
+    """Kernels of a call after three that warm up, those that take longest first."""
+    for _ in range(3):
+        run()
+    torch.cuda.synchronize()
+    with torch.profiler.profile(activities=[seen]) as profile:
+        run()
+        torch.cuda.synchronize()
+    events = sorted(profile.key_averages(), key=lambda event: -event.self_device_time_total)
+    rows = [
+        Row(what, f"  {event.key[:70]}", event.self_device_time_total / 1e3, f"{event.count} times")
+        for event in events
+    ]
+    number = sum(event.count for event in events)
+    return [
+        Row(what, "kernels", sum(row.milliseconds for row in rows), f"{number} times"),
+        *rows[:MOST_KERNELS],
+    ]
 
 
 # --- All of it -----------------------------------------------------------------------------------
@@ -344,7 +384,15 @@ def machine() -> str:
 
 
 @click.command()
-@click.option("--section", "sections", multiple=True, default=("step", "meta-gradient", "solve"))
+@click.option(
+    "--section",
+    "sections",
+    type=click.Choice(("step", "meta-gradient", "solve", "kernels")),
+    multiple=True,
+    default=("step", "meta-gradient", "solve"),
+    show_default=True,
+    help="What is measured, as often as wanted; `kernels` tells where the time goes.",
+)
 @click.option("--jax/--no-jax", default=True, help="Whether a JAX scan runs beside, if installed.")
 def main(sections: tuple[str, ...], jax: bool) -> None:
     """Measure everything on the first GPU, in a few minutes, and print a table."""
@@ -354,6 +402,7 @@ def main(sections: tuple[str, ...], jax: bool) -> None:
         "step": step_rows,
         "solve": solve_rows,
         "meta-gradient": lambda: meta_gradient_rows(jax=jax),
+        "kernels": kernel_rows,
     }
     for section in sections:
         for what, way, milliseconds, note in rows[section]():
