@@ -135,6 +135,8 @@ def test_features_are_what_their_definitions_say(seed: int, direction: Direction
     target, budget = float(columns["score"][0]) + (1.5 if direction == "max" else -1.5), 22.0
     curve = Curve(spent, columns, "score", direction, target, budget)
     features = curve_features(curve)
+    for last in (1, 3, num + 1):
+        np.testing.assert_array_equal(curve_features(curve, last), features[-last:])
     lists = {name: values.tolist() for name, values in columns.items()}
     for num_seen in range(2, num + 1):
         seen = {name: values[:num_seen] for name, values in lists.items()}

@@ -475,6 +475,7 @@ def test_no_rule_looks_ahead(
             assert whole.shape == (len(loss),), name
             assert not np.isnan(whole).any(), name
             np.testing.assert_allclose(part, whole[: len(part)], rtol=1e-6, atol=1e-7, err_msg=name)
+            np.testing.assert_allclose(rule.last_score(before), part[-1], rtol=1e-9, err_msg=name)
 
 
 def test_best_so_far_ignores_what_is_not_known() -> None:

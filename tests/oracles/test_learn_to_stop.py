@@ -68,6 +68,19 @@ def test_a_monitor_stops_where_the_rule_does(learned: LearnedStop) -> None:
         assert monitor.steps == min(stop + 1, 40)
 
 
+@pytest.mark.parametrize("budget", [np.nan, 39.0])
+@pytest.mark.parametrize("rule", [ForecastRule(PRICE), LastImprovementRule(PRICE, 0.8)])
+def test_the_last_score_is_the_last_of_the_scores(
+    rule: ForecastRule | LastImprovementRule, budget: float
+) -> None:
+    model = StopModel(rule.fit(_curves(_losses(0))), _card(budget=39.0))
+    curve = _curves(_losses(1))[0]._replace(budget=budget)
+    scores = model.score(curve)
+    assert np.isinf(scores[:2]).all()
+    for num in (1, 2, 3, 20, 40):
+        assert model.last_score(curve.until(num)) == pytest.approx(scores[num - 1], rel=1e-12)
+
+
 @pytest.mark.parametrize("seed", [2, 4, 6])  # for which other margins give other levels
 def test_its_level_is_the_latest_of_those_as_good_within_half_a_standard_error(seed: int) -> None:
     curves = _curves(_losses(seed))

@@ -4,13 +4,14 @@ The metric is measured from the target, in units of the first distance to it: 1 
 where the target is met. Cost is measured in budgets. What was not measured is NaN.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import MappingProxyType
+from typing import TypeVar
 
 import numpy as np
 
 from haltwise._core.errors import FitWarning, warn
-from haltwise.curves.curves import Booleans, Curve, Curves, Floats
+from haltwise.curves.curves import Booleans, Curve, Curves, Floats, Integers
 from haltwise.curves.progress import first_known
 
 __all__ = ["FEATURES", "ROLES", "curve_features", "has_diverged", "shares_beside", "tell_lacking"]
@@ -26,6 +27,8 @@ ROLES: Mapping[str, tuple[str, ...]] = MappingProxyType(
 """Columns that are looked at where a curve has them beside its metric, by the first name that is
 there; others are not. The name of the metric tells nothing: a metric that should fall and is
 positive stands for the loss of validation where there is no other."""
+
+_Values = TypeVar("_Values", Floats, Integers)
 
 _PAST = (0.25, 0.5, 0.75, 0.9)  # of the cost so far: what was known then is compared with now
 _LONG = 0.1  # of the budget: a run that was never finite by then has diverged
@@ -67,11 +70,15 @@ FEATURES: tuple[str, ...] = (
 """Names of the F features, in order."""
 
 
-def curve_features(curve: Curve) -> Floats:
+def curve_features(curve: Curve, last: int | None = None) -> Floats:
     """Compute the features at each of n points from what was known by then, shape [n, F].
 
     A metric that is NaN was not measured there: the last known one stands, and `unknown` says for
     how long. One that is infinite is as far from the target as can be.
+
+    Args:
+        curve: The curve so far.
+        last: At how many of the last points, all if None.
 
     Examples:
         >>> from haltwise.curves.curves import Curves
@@ -87,10 +94,10 @@ def curve_features(curve: Curve) -> Floats:
         unit = np.where(unit > 0, unit, np.nan)
         distance = np.clip((loss - curve.loss_target) / unit, -1.0, _FAR)
         distance[loss == np.inf] = _FAR  # before any is finite, too
-        then = {past: _Then(past, cost) for past in _PAST}
+        times = _Times(cost, len(cost) if last is None else last)
         columns = [
-            *_progress(cost, distance, np.isnan(curve.loss), then),
-            *_beside(curve, distance, unit, then),
+            *_progress(cost, distance, np.isnan(curve.loss), times),
+            *_beside(curve, distance, unit, times),
         ]
         return np.stack(columns, 1)
 
@@ -147,38 +154,44 @@ def tell_lacking(curve: Curve, shares: Mapping[str, float], score: Floats) -> Fl
     return told
 
 
-def _progress(
-    cost: Floats, distance: Floats, unknown: Booleans, then: Mapping[float, "_Then"]
-) -> list[Floats]:
+def _progress(cost: Floats, distance: Floats, unknown: Booleans, times: "_Times") -> list[Floats]:
     """What cost and metric show."""
     num = len(cost)
     points = np.arange(num)
     best = np.fmin.accumulate(distance)
     improved = np.append(True, best[1:] < best[:-1])
-    since = np.maximum.accumulate(np.where(improved, points, 0))
-    seen = np.maximum.accumulate(np.where(unknown, 0, points))
-    log_best = np.log(np.maximum(best, _TINY))
-    left = 1 - cost
-    best_then = [then[past](best) for past in _PAST]
+    since = times.now(np.maximum.accumulate(np.where(improved, points, 0)))
+    seen = times.now(np.maximum.accumulate(np.where(unknown, 0, points)))
+    step = np.nan_to_num(np.diff(distance, prepend=distance[:1]))
+    squares = np.cumsum(step**2)
+    earlier = np.concatenate((np.zeros(min(_RECENT, num)), squares[:-_RECENT]))[:num]
+    noise = np.sqrt(times.now(squares - earlier) / np.minimum(times.now(points) + 1, _RECENT))
+    climbed = times.now(np.cumsum(np.maximum(step, 0.0)))
+    best_then = [times.then(past, best) for past in _PAST]
+    log_best_then = [times.then(past, best, _log) for past in _PAST[:3]]
+    distance_then = [times.then(past, distance) for past in _PAST[1:]]
+
+    cost_of_last = cost[since], cost[seen]
+    cost, distance, best = times.now(cost), times.now(distance), times.now(best)
+    log_best, left = _log(best), 1 - cost
     # Through then and now: a power law of the cost, and a straight line, both to the budget's end.
-    powers = [(then[past](log_best) - log_best) / -np.log(past) for past in _PAST[:3]]
+    powers = [
+        (before - log_best) / -np.log(past)
+        for past, before in zip(_PAST, log_best_then, strict=False)
+    ]
     lines = [
         (before - best) / (cost * (1 - past) + 1e-6)
         for past, before in zip(_PAST[:3], best_then, strict=False)
     ]
-    step = np.diff(distance, prepend=distance[:1])
-    squares = np.cumsum(np.nan_to_num(step) ** 2)
-    earlier = np.concatenate((np.zeros(min(_RECENT, num)), squares[:-_RECENT]))[:num]
-    noise = np.sqrt((squares - earlier) / np.minimum(points + 1, _RECENT))
     return [
         cost,
-        np.log1p(points),
+        np.log1p(times.now(points)),
         distance,
         best,
-        (cost - cost[since]) / cost,
-        cost - cost[seen],
+        (cost - cost_of_last[0]) / cost,
+        cost - cost_of_last[1],
         *(before - best for before in best_then),
-        *(then[past](distance) - distance for past in _PAST[1:]),
+        *(before - distance for before in distance_then),
         *powers,
         *(np.clip(log_best + power * np.log(cost), -10.0, 3.0) for power in powers),
         *(np.clip(best - line * left, -_FAR, _FAR) for line in lines),
@@ -187,13 +200,16 @@ def _progress(
         np.clip(best / (1 - best + _TINY) * cost / (left + _TINY), 0.0, 50.0),
         noise,
         np.log(noise + _TINY) - np.log(best_then[1] - best + _TINY),
-        np.cumsum(np.maximum(np.nan_to_num(step), 0.0)),
+        climbed,
     ]
 
 
-def _beside(
-    curve: Curve, distance: Floats, unit: Floats, then: Mapping[float, "_Then"]
-) -> list[Floats]:
+def _log(distance: Floats) -> Floats:
+    log: Floats = np.log(np.maximum(distance, _TINY))
+    return log
+
+
+def _beside(curve: Curve, distance: Floats, unit: Floats, times: "_Times") -> list[Floats]:
     """What the columns beside the metric show."""
     in_roles = _in_roles(curve)
     lacking = np.full(curve.num_points, np.nan)
@@ -203,17 +219,28 @@ def _beside(
         valid = np.where(np.fmin.accumulate(own) > 0, own, np.nan)  # of what can be negative, none
     sign = -1.0 if curve.direction == "max" else 1.0
     train_distance = np.clip((sign * metric - curve.loss_target) / unit, -_FAR, _FAR)
+    now = times.now(train_distance)
     found = [
-        train_distance,
-        train_distance - distance,
-        *(then[past](train_distance) - train_distance for past in (0.5, 0.75)),
+        now,
+        now - times.now(distance),
+        *(times.then(past, train_distance) - now for past in (0.5, 0.75)),
     ]
     for loss in (train, valid):
-        logs = np.log(np.maximum(loss / first_known(loss), 1e-9))
-        found += [logs, *(then[past](logs) - logs for past in (0.5, 0.75))]
-    found.append(np.clip(np.log(train / valid), -10.0, 10.0))
-    logs = np.log(np.maximum(gradient / first_known(gradient), 1e-9))
-    return [*found, logs, then[0.5](logs) - logs]
+        found += _falls(loss, (0.5, 0.75), times)
+    found.append(np.clip(np.log(times.now(train) / times.now(valid)), -10.0, 10.0))
+    return found + _falls(gradient, (0.5,), times)
+
+
+def _falls(values: Floats, pasts: tuple[float, ...], times: "_Times") -> list[Floats]:
+    """The logarithm of positive values over the first of them, and how far it has fallen since."""
+    ratio = values / first_known(values)
+
+    def log(ratio: Floats) -> Floats:
+        found: Floats = np.log(np.maximum(ratio, 1e-9))
+        return found
+
+    now = log(times.now(ratio))
+    return [now, *(times.then(past, ratio, log) - now for past in pasts)]
 
 
 def _in_roles(curve: Curve) -> dict[str, Floats]:
@@ -226,21 +253,33 @@ def _in_roles(curve: Curve) -> dict[str, Floats]:
     return found
 
 
-class _Then:
-    """Values when a share of the present cost had been spent, between the points by a line."""
+class _Times:
+    """Values at the last points, and at the times when a share of their cost had been spent."""
 
-    def __init__(self, past: float, cost: Floats) -> None:
-        at = past * cost
-        self._after = np.minimum(np.searchsorted(cost, at), len(cost) - 1)
-        self._before = np.maximum(self._after - 1, 0)
-        gap = cost[self._after] - cost[self._before]
-        done = np.where(gap > 0, (at - cost[self._before]) / np.where(gap > 0, gap, 1), 1)
-        self._share = np.clip(done, 0, 1)
+    def __init__(self, cost: Floats, last: int) -> None:
+        self._last = slice(max(len(cost) - last, 0), None)
+        self._then = {past: self._between(past, cost) for past in _PAST}
 
-    def __call__(self, values: Floats) -> Floats:
+    def _between(self, past: float, cost: Floats) -> tuple[Integers, Integers, Floats]:
+        """The points before and after such a time, and how much of the way between was gone."""
+        at = past * self.now(cost)
+        after = np.minimum(np.searchsorted(cost, at), len(cost) - 1)
+        before = np.maximum(after - 1, 0)
+        gap = cost[after] - cost[before]
+        done = np.where(gap > 0, (at - cost[before]) / np.where(gap > 0, gap, 1), 1)
+        return before, after, np.clip(done, 0, 1)
+
+    def now(self, values: _Values) -> _Values:
+        return values[self._last]
+
+    def then(
+        self, past: float, values: Floats, function: Callable[[Floats], Floats] = np.asarray
+    ) -> Floats:
+        """A function of the values when this share had been spent, between points by a line."""
+        before, after, share = self._then[past]
+        low, high = function(values[before]), function(values[after])
         # A value that is not known on one side leaves the other.
-        low, high = values[self._before], values[self._after]
-        between = low + self._share * (high - low)
+        between = low + share * (high - low)
         found: Floats = np.where(np.isnan(between), np.fmin(low, high), between)
         return found
 

@@ -201,14 +201,14 @@ class CurveModel(CurveRule):
         Raises:
             InputError: The curve has no target or no budget.
         """
-        return float(self._chance(self._features(curve)[-1:])[0])
+        return float(self._chance(self._features(curve, last=1))[0])
 
     def _chance(self, features: Floats) -> Floats:
         """The forecast's chances; none where nothing finite was measured for long."""
         chance: Floats = np.where(has_diverged(features), 0.0, self.forecast.chance(features))
         return chance
 
-    def _features(self, curve: Curve) -> Floats:
+    def _features(self, curve: Curve, last: int | None = None) -> Floats:
         require(
             bool(np.isfinite(curve.target)),
             "this run has no target, so there is no success to forecast; give it one, such as "
@@ -219,7 +219,7 @@ class CurveModel(CurveRule):
             "a run needs a budget above 0 to forecast what it will reach, got "
             f"{curve.budget:g}; give it one (budget=), in the unit of its cost",
         )
-        return curve_features(curve)
+        return curve_features(curve, last)
 
     def score(self, curve: Curve) -> Floats:
         """The chance per unit of the cost to come, at each point, shape [n]; see the class.
@@ -279,7 +279,7 @@ class CurveModel(CurveRule):
 
     def unusual(self, curve: Curve) -> tuple[str, ...]:
         """Features whose value at the last point lies beyond what the model was learned on."""
-        last = curve_features(curve)[-1]
+        last = curve_features(curve, last=1)[0]
         return tuple(
             name
             for name, value in zip(FEATURES, last, strict=True)

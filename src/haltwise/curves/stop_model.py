@@ -161,18 +161,31 @@ class StopModel(CurveRule):
         Warns:
             FitWarning: A column is missing without which the model knows nothing.
         """
+        curve = self._known(curve)
+        return self._told(curve, self.rule.score(curve))
+
+    def last_score(self, curve: Curve) -> float:
+        curve = self._known(curve)
+        score = np.array([self.rule.last_score(curve)])
+        return float(self._told(curve, score)[0])
+
+    def _known(self, curve: Curve) -> Curve:
+        """The curve, with the budget of the card where it has none."""
         card = self.card
         require(
             curve.direction == card.direction,
             f"it was learned where the best {card.metric} is the {card.direction}, not the "
             f"{curve.direction}; give the direction it was learned with, or learn anew",
         )
-        if not curve.budget > 0:
-            curve = curve._replace(budget=card.budget)
-        return tell_lacking(curve, card.beside, not_early(curve, self.rule.score(curve)))
+        return curve if curve.budget > 0 else curve._replace(budget=card.budget)
+
+    def _told(self, curve: Curve, score: Floats) -> Floats:
+        """The score of the rule at the last points, where it may tell."""
+        now = curve._replace(cost=curve.cost[-len(score) :])
+        return tell_lacking(curve, self.card.beside, not_early(now, score))
 
     def why(self, curve: Curve) -> str:
-        score, card = self.score(curve)[-1], self.card
+        score, card = self.last_score(curve), self.card
         unit = f"per unit of {card.cost_unit}"
         if isinstance(self.rule, LastImprovementRule):
             return (

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any, Self, final
 
 import numpy as np
@@ -57,9 +58,8 @@ class LastImprovementRule(CurveRule):
     def score(self, curve: Curve) -> Floats:
         rate = _rate(curve, self.price)
         rate[1:] = np.clip(rate[1:], -_FAR, _FAR)
-        for point in range(2, len(rate)):
-            last = rate[point - 1]
-            rate[point] = last + (1 - self.memory) * (rate[point] - last)
+        latest = rate[1:].tolist()
+        rate[1:] = [*accumulate(latest, lambda mean, new: mean + (1 - self.memory) * (new - mean))]
         return rate
 
 

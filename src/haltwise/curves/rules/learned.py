@@ -50,6 +50,10 @@ class ForecastRule(CurveRule):
         table = inputs(curve, self.price)
         return self._scores([curve], table)[0]
 
+    def last_score(self, curve: Curve) -> float:
+        now = curve._replace(cost=curve.cost[-1:])
+        return float(self._scores([now], inputs(curve, self.price, last=1))[0][0])
+
     def scores(self, curves: Curves) -> list[Floats]:
         return self._scores(list(curves), input_table(curves, self.price))
 

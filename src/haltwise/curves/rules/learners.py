@@ -57,30 +57,32 @@ class _Input(str):
     __slots__ = ()
 
 
-def worth_features(curve: Curve, price: float) -> Floats:
+def worth_features(curve: Curve, price: float, last: int | None = None) -> Floats:
     """Improvements in units of the price at each point, shape [n, len(WORTH)].
 
     Args:
         curve: The curve so far.
         price: What a unit of cost must gain, in units of the metric.
+        last: At how many of the last points, all if None.
     """
-    best, start, loss = best_so_far(curve.loss), first_known(curve.loss), curve.loss
-    whole = price * budget_of(curve)
+    so_far, whole = best_so_far(curve.loss), price * budget_of(curve)
+    rows = np.arange(curve.num_points)[slice(None) if last is None else slice(-last, None)]
+    best, start, cost = so_far[rows], first_known(curve.loss)[rows], curve.cost[rows]
+    latest = (rows - 1).clip(0)
     columns = []
-    rows = np.arange(len(best))
     for part in (None, *_PARTS):
         if part is None:
-            before = (rows - 1).clip(0)
+            before = latest
         else:
-            begins = curve.cost * (1 - part) + part * curve.cost[:1]
+            begins = cost * (1 - part) + part * curve.cost[:1]
             before = np.searchsorted(curve.cost, begins, side="right") - 1
-        paid = price * (curve.cost - curve.cost[before])
+        paid = price * (cost - curve.cost[before])
         with np.errstate(invalid="ignore", divide="ignore"):
-            columns.append((best[before] - best) / paid)
+            columns.append((so_far[before] - best) / paid)
     with np.errstate(invalid="ignore"):
         columns.append((start - best) / whole)
         columns.append(best / whole)
-        columns.append(np.abs(np.diff(loss, prepend=loss[:1])) / whole)
+        columns.append(np.abs(curve.loss[rows] - curve.loss[latest]) / whole)
     table = np.arcsinh(np.stack(columns, 1))
     return np.where(np.isfinite(table), table, np.nan)
 
@@ -90,10 +92,10 @@ def budget_of(curve: Curve) -> float:
     return curve.budget if np.isfinite(curve.budget) else float(curve.cost[-1])
 
 
-def inputs(curve: Curve, price: float | None) -> Floats:
-    """What a learned rule reads at each point of a curve, shape [n, F]."""
-    features = curve_features(curve)
-    return features if price is None else np.hstack((features, worth_features(curve, price)))
+def inputs(curve: Curve, price: float | None, last: int | None = None) -> Floats:
+    """What a learned rule reads at each point of a curve, or the `last` ones, shape [n, F]."""
+    features = curve_features(curve, last)
+    return features if price is None else np.hstack((features, worth_features(curve, price, last)))
 
 
 def with_inputs(curves: Curves, price: float | None) -> Curves:
@@ -135,6 +137,9 @@ class LearnedCurveRule(CurveRule):
 
     def score(self, curve: Curve) -> Floats:
         return self.predict(inputs(curve, self.price))
+
+    def last_score(self, curve: Curve) -> float:
+        return float(self.predict(inputs(curve, self.price, last=1))[0])
 
     def scores(self, curves: Curves) -> list[Floats]:
         values = self.predict(input_table(curves, self.price))
