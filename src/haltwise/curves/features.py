@@ -160,8 +160,9 @@ def _progress(cost: Floats, distance: Floats, unknown: Booleans, times: "_Times"
     points = np.arange(num)
     best = np.fmin.accumulate(distance)
     improved = np.append(True, best[1:] < best[:-1])
-    since = times.now(np.maximum.accumulate(np.where(improved, points, 0)))
-    seen = times.now(np.maximum.accumulate(np.where(unknown, 0, points)))
+    since = np.maximum.accumulate(np.where(improved, points, 0))
+    seen = np.maximum.accumulate(np.where(unknown, 0, points))
+    stale, unseen = times.now(cost - cost[since]), times.now(cost - cost[seen])
     step = np.nan_to_num(np.diff(distance, prepend=distance[:1]))
     squares = np.cumsum(step**2)
     earlier = np.concatenate((np.zeros(min(_RECENT, num)), squares[:-_RECENT]))[:num]
@@ -171,7 +172,6 @@ def _progress(cost: Floats, distance: Floats, unknown: Booleans, times: "_Times"
     log_best_then = [times.then(past, best, _log) for past in _PAST[:3]]
     distance_then = [times.then(past, distance) for past in _PAST[1:]]
 
-    cost_of_last = cost[since], cost[seen]
     cost, distance, best = times.now(cost), times.now(distance), times.now(best)
     log_best, left = _log(best), 1 - cost
     # Through then and now: a power law of the cost, and a straight line, both to the budget's end.
@@ -188,8 +188,8 @@ def _progress(cost: Floats, distance: Floats, unknown: Booleans, times: "_Times"
         np.log1p(times.now(points)),
         distance,
         best,
-        (cost - cost_of_last[0]) / cost,
-        cost - cost_of_last[1],
+        stale / cost,
+        unseen,
         *(before - best for before in best_then),
         *(before - distance for before in distance_then),
         *powers,
