@@ -31,6 +31,7 @@ __all__ = [
     "map_tensors",
     "nested_state",
     "probability",
+    "quantiles",
     "require_dtype",
     "require_items",
     "require_like",
@@ -256,6 +257,16 @@ def to_device(value: Tensor, device: torch.device | str) -> Tensor:
 def widened(value: Tensor) -> Tensor:
     """Convert to the widest floating-point numbers that the device has."""
     return value.to(widest(value.device))
+
+
+def quantiles(values: Tensor, *shares: float) -> list[float]:
+    """Quantiles of at most 2^23 values, which is as many as PyTorch sorts, shape [n].
+
+    It ranks them in float64, so that they go to the CPU from a device that has none.
+    """
+    some = values if widest(values.device) == torch.float64 else values.cpu()
+    found: list[float] = torch.quantile(some, some.new_tensor(shares)).tolist()
+    return found
 
 
 def require_dtype(device: torch.device | str, dtype: torch.dtype | None) -> None:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from haltwise._core.tensors import ZERO, nested_state
+from haltwise._core.tensors import ZERO, nested_state, quantiles
 from haltwise.models.scales import FirstSteps, Scales, UsualRange
 from haltwise.processes.observation import StepObservation
 from haltwise.processes.signals import SIGNALS
@@ -216,7 +216,7 @@ def _moves(
         return together, torch.zeros_like(values)
     move = usual.middle - values[known].median()
     if number >= _MANY:
-        low, high = torch.quantile(values[known][:_ENOUGH], values.new_tensor([0.25, 0.75]))
+        low, high = quantiles(values[known][:_ENOUGH], 0.25, 0.75)
         if high - low <= usual.high - usual.low:  # of one kind: a stray one is merely hard
             together = torch.where(move.abs() > slack, move, together)
             return together, together.expand(len(values))

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from haltwise._core.errors import require
-from haltwise._core.tensors import ZERO, widened
+from haltwise._core.tensors import ZERO, quantiles, widened
 from haltwise.processes.signals import SIGNALS, is_flat
 from haltwise.processes.trajectory import Trajectory
 
@@ -49,9 +49,7 @@ class UsualRange:
         """That of the finite values [n]; there must be some."""
         finite = widened(values[values.isfinite()])
         require(len(finite) > 0, "no finite value to take a spread of")
-        quantiles = finite.new_tensor([_TAIL, 0.5, 1 - _TAIL])
-        low, middle, high = torch.quantile(finite[: 2**23], quantiles).tolist()
-        return cls(low, middle, high)
+        return cls(*quantiles(finite[: 2**23], _TAIL, 0.5, 1 - _TAIL))
 
 
 class FirstSteps(NamedTuple):
@@ -155,8 +153,8 @@ class Likeness:
         covariance += _RIDGE * covariance.diagonal().clamp_min(_RIDGE).diag()
         precision = torch.linalg.inv(covariance)
         blank = cls(tuple(middle.tolist()), tuple(map(tuple, precision.tolist())), 0.0)
-        limit = torch.quantile(blank._distance(others)[: 2**23], 1 - _STRANGE)
-        return replace(blank, limit=limit.item())
+        (limit,) = quantiles(blank._distance(others)[: 2**23], 1 - _STRANGE)
+        return replace(blank, limit=limit)
 
     def is_foreign(self, features: Tensor) -> Tensor:
         """Which are so far from those seen that a single one tells, bool [B]."""
@@ -258,4 +256,4 @@ def _longest_wait(losses: Tensor, stops: Tensor) -> int:
     improves[:, 1:] = losses[:, 1:] < lowest[:, :-1]
     waited = steps - torch.where(improves, steps, 0).cummax(1).values
     waited = torch.where(steps <= stops.unsqueeze(1), waited, 0).amax(1)
-    return math.ceil(torch.quantile(widened(waited)[: 2**23], 1 - _TAIL).item())
+    return math.ceil(*quantiles(widened(waited)[: 2**23], 1 - _TAIL))
