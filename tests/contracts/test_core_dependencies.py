@@ -38,11 +38,13 @@ assert runs.should_stop in (True, False)
 """
 
 MISSING = {
-    "report": "page.render('page', title='', embedded={})",
+    "report": "page.write(Path('page.html'), 'page', title='', embedded={})",
     "learn": "family('diabetes-large').sample(2, torch.Generator())",
 }
 
 NAME = f"""
+from pathlib import Path
+
 from haltwise.report import page
 
 for code in {[*MISSING.values()]}:

@@ -15,7 +15,7 @@ from haltwise.report.drawing import Drawing
 from haltwise.report.formats import MISSING, Saving, Spread, num, rounded
 from haltwise.report.glossary import explained
 
-__all__ = ["Column", "Facts", "Figure", "Section", "Table", "render", "save_page", "write_page"]
+__all__ = ["Column", "Facts", "Figure", "Section", "Table", "write", "write_page"]
 
 _HERE = Path(__file__).parent
 
@@ -140,9 +140,7 @@ def write_page(path: Path, title: str, sections: Sequence[Section]) -> Path:
     embedded = {"tables": tables, "figures": figures}
     assert len(tables) + len(figures) == sum(not isinstance(block, Facts) for block in blocks)
     glossary = explained("\n".join(_words(sections)))
-    page = render("page", title=title, embedded=embedded, sections=sections, glossary=glossary)
-    save_page(path, page)
-    return path
+    return write(path, "page", title=title, embedded=embedded, sections=sections, glossary=glossary)
 
 
 def _words(sections: Sequence[Section]) -> Iterator[str]:
@@ -158,18 +156,22 @@ def _words(sections: Sequence[Section]) -> Iterator[str]:
                     yield from (panel.x.title, panel.y.title, *(each.name for each in panel.series))
 
 
-def render(
+def write(
+    path: Path,
     name: str,
     *,
     title: str,
     embedded: Mapping[str, Any],
     scripts: Sequence[str] = (),
     **values: Any,
-) -> str:
-    """The template `NAME.html.jinja` with `NAME.js` and all it draws embedded.
+) -> Path:
+    """Write the template `NAME.html.jinja` with `NAME.js` and all it draws embedded.
 
     The script reads `embedded`, JSON values, and finds the other `scripts` before it; the template
-    names the other values.
+    names the other values. The directory is made if it is missing.
+
+    Raises:
+        InputError: The page cannot be written.
     """
     with extra("report"):
         import jinja2
@@ -186,7 +188,7 @@ def render(
         (_HERE / f"{each}.js").read_text(encoding="utf-8")
         for each in ("common", "drawing", *scripts, name)
     ]
-    return environment.get_template(f"{name}.html.jinja").render(
+    page = environment.get_template(f"{name}.html.jinja").render(
         title=title,
         embedded=embedded,
         version=__version__,
@@ -196,16 +198,9 @@ def render(
         json=Markup(_json(embedded)),  # noqa: S704
         **values,
     )
-
-
-def save_page(path: Path, page: str) -> None:
-    """Write a page, in a directory that is made if it is missing; names of files may be no text.
-
-    Raises:
-        InputError: It cannot be written.
-    """
     make_directory(path.parent)
-    write_atomically(path, page.encode(errors="backslashreplace"))
+    write_atomically(path, page.encode(errors="backslashreplace"))  # names may be no text
+    return path
 
 
 _ENDS: Mapping[type, tuple[str, ...]] = MappingProxyType(

@@ -10,8 +10,8 @@ from haltwise._core.settings import whole_number
 from haltwise.curves.curves import Curve, Curves, Floats, Integers
 from haltwise.curves.levels import GiveUps, first_below
 from haltwise.curves.model import CurveModel, cost_scale
-from haltwise.report.formats import as_given, count, percent, plural, short
-from haltwise.report.page import render, save_page
+from haltwise.report.formats import as_given, count, percent, plural, rounded, short
+from haltwise.report.page import write
 
 __all__ = ["replay", "write_replay"]
 
@@ -60,17 +60,15 @@ def write_replay(
         f"{short(name)} was learned on {count(model.card.num_runs)} runs of "
         f"{count(model.card.num_groups)} groups."
     )
-    title = f"{short(name)} on {short(runs_name)}"
-    page = render(
+    return write(
+        path,
         "replay",
-        title=title,
+        title=f"{short(name)} on {short(runs_name)}",
         embedded=document,
         scripts=["panels"],
         panels=_NOTES,
         words=words,
     )
-    save_page(path, page)
-    return path
 
 
 def replay(model: CurveModel, curves: Curves, *, num_runs: int, min_points: int) -> dict[str, Any]:
@@ -160,4 +158,4 @@ def _prices(scores: list[Floats], levels: dict[float, float]) -> Floats:
 
 
 def _plain(values: Floats) -> list[float | None]:
-    return [float(f"{value:.6g}") if np.isfinite(value) else None for value in values]
+    return [rounded(value) for value in values]
