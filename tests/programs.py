@@ -1,4 +1,4 @@
-"""The programs in experiments, loaded or run, and code that runs without assertions."""
+"""Programs beside the package, loaded or run, and code that runs without assertions."""
 
 import importlib
 import importlib.util
@@ -29,13 +29,13 @@ EXPERIMENTS = Path(__file__).parents[1] / "experiments"
 sys.path.append(str(EXPERIMENTS))  # where their programs find each other
 
 
-def program(name: str) -> ModuleType:
+def program(name: str, folder: Path = EXPERIMENTS) -> ModuleType:
     """Load a program as a module."""
-    spec = importlib.util.spec_from_file_location(name, EXPERIMENTS / f"{name}.py")
+    spec = importlib.util.spec_from_file_location(name, folder / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
+    sys.modules[name] = module  # dataclasses look their module up
     spec.loader.exec_module(module)
     return module
 

@@ -1,12 +1,13 @@
 """What the benchmark counts is what the traces say; how long it takes is nobody's business here."""
 
-import importlib.util
+import functools
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 import torch
 from click.testing import CliRunner
+from programs import program
 
 import haltwise
 from haltwise._core.random import stream
@@ -16,20 +17,12 @@ from haltwise.tasks import TaskBatch, family
 
 NUM_PROBLEMS, PRICE = 4096, 0.0527
 
-
-def program(name: str) -> ModuleType:
-    path = Path(__file__).parents[1] / "benchmarks" / f"{name}.py"
-    spec = importlib.util.spec_from_file_location(name, path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+benchmark = functools.partial(program, folder=Path(__file__).parents[1] / "benchmarks")
 
 
 @pytest.fixture(scope="module")
 def bench() -> ModuleType:
-    return program("halting_saves")
+    return benchmark("halting_saves")
 
 
 @pytest.fixture(scope="module")
@@ -90,7 +83,7 @@ def test_the_benchmark_prints_both_tables(bench: ModuleType) -> None:
 
 
 def test_what_an_adaptive_layer_executes_is_what_its_items_were_told() -> None:
-    adaptive = program("adaptive")
+    adaptive = benchmark("adaptive")
     settings = adaptive.Settings(batch=32, length=4, dim=8, loops=6, repeats=1)
     for way in adaptive.WAYS:
         many = adaptive.sample(way, 4 * 32, settings, torch.Generator().manual_seed(0))
@@ -106,7 +99,7 @@ def test_what_an_adaptive_layer_executes_is_what_its_items_were_told() -> None:
 
 
 def test_ways_of_small_fits_find_the_same_minima() -> None:
-    fits = program("small_fits")
+    fits = benchmark("small_fits")
     x, y = fits.make(40)
     expected = fits.newton(x, y, 12)
     for name, way in {**fits.ours(x, y), **fits.by_torch(x, y), **fits.by_scipy(x, y, 1)}.items():
@@ -118,7 +111,7 @@ def test_ways_of_small_fits_find_the_same_minima() -> None:
 
 
 def test_evaluations_at_a_mean_excess_are_those_of_the_stop_that_leaves_it() -> None:
-    fits = program("price_or_tolerance")
+    fits = benchmark("price_or_tolerance")
     problem = fits.families(12)["logistic"]
     least = haltwise.solve(problem, method="newton", gtol=1e-9).loss
     case = fits.Case(problem, fits.ENGINES["newton"], least)

@@ -3,19 +3,18 @@
 import ast
 import doctest
 import importlib
-import importlib.util
 import os
 import re
 import shlex
 import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType
 
 import click
 import forked
 import pytest
 from pages import PAGES, ROOT, fences, recipe
+from programs import program
 
 import haltwise.testing
 from haltwise._core.settings import fits
@@ -298,16 +297,6 @@ def test_every_term_of_a_table_is_in_the_glossary() -> None:
 # ---------------------------------------------------------------------------------- architecture
 
 
-def load_drawing() -> ModuleType:
-    path = ROOT / "docs/drawing/architecture.py"
-    spec = importlib.util.spec_from_file_location("architecture_drawing", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 def test_the_charts_show_the_figures_of_the_tables(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(ROOT / "docs/drawing")
     results = importlib.import_module("results")
@@ -317,14 +306,15 @@ def test_the_charts_show_the_figures_of_the_tables(monkeypatch: pytest.MonkeyPat
 
 
 def test_the_picture_of_the_architecture_is_todays() -> None:
-    drawing = load_drawing()
+    drawing = program("architecture", ROOT / "docs/drawing")
     committed = drawing.PICTURE.read_text(encoding="utf-8")
     assert committed == drawing.draw(), "run python docs/drawing/architecture.py"
 
 
 def test_only_arrows_that_follow_from_others_are_left_out() -> None:
     arrows = {"a": {"b", "c", "d"}, "b": {"c"}, "c": set(), "d": {"c"}}
-    assert load_drawing().essential(arrows) == [("a", "b"), ("a", "d"), ("b", "c"), ("d", "c")]
+    drawing = program("architecture", ROOT / "docs/drawing")
+    assert drawing.essential(arrows) == [("a", "b"), ("a", "d"), ("b", "c"), ("d", "c")]
 
 
 def test_where_a_new_thing_goes_is_where_such_things_are() -> None:

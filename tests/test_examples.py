@@ -1,6 +1,6 @@
 """The examples run, on settings so small that they learn nothing."""
 
-import importlib.util
+import functools
 import itertools
 import math
 import sys
@@ -12,6 +12,7 @@ from xml.etree import ElementTree
 import pytest
 import torch
 from click.testing import CliRunner
+from programs import program
 from torch.testing import assert_close
 
 import haltwise
@@ -21,16 +22,7 @@ from haltwise._core.random import stream
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
-
-def load_example(name: str) -> ModuleType:
-    path = EXAMPLES / f"{name}.py"
-    spec = importlib.util.spec_from_file_location(name, path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
+load_example = functools.partial(program, folder=EXAMPLES)
 
 
 def test_the_frontier_is_a_figure_of_what_was_executed(tmp_path: Path) -> None:
