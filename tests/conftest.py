@@ -16,7 +16,15 @@ from image_files import write_cifar, write_mnist
 from recorded_monitors import recorded_runs, sgd_stopper, stopper
 from workers import alone
 
-__all__ = ["alone", "generator", "recorded_runs", "sgd_stopper", "stopper", "tiny_images"]
+__all__ = [
+    "alone",
+    "generator",
+    "one_thread",
+    "recorded_runs",
+    "sgd_stopper",
+    "stopper",
+    "tiny_images",
+]
 
 torch.set_num_threads(1)
 if not torch.cuda.is_available():
@@ -40,6 +48,13 @@ def no_waiting_for_disks() -> Iterator[None]:
         patched.setattr(os, "fsync", lambda descriptor: None)
         patched.setattr(os, "sync", lambda: None, raising=False)
         yield
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """For tests that change the number of threads."""
+    yield
+    torch.set_num_threads(1)
 
 
 @pytest.fixture

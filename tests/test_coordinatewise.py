@@ -1,10 +1,10 @@
 """The coordinatewise optimizer: fused steps and gradients against autograd on the reference."""
 
-from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
+from kernel_cases import DTYPES, assert_close, needs_library
 from torch import Tensor
 
 from haltwise import _kernels
@@ -18,21 +18,7 @@ from haltwise._kernels import (
     reference_lstm_sequence,
 )
 
-TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-10}
-DTYPES = tuple(TOLERANCE)
 IMPLEMENTATIONS = ("compiled", "plain", "device")
-
-needs_library = pytest.mark.skipif(
-    not _kernels.available(), reason=f"runs {_kernels.implementation()}"
-)
-
-
-@pytest.fixture
-def single_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(params=IMPLEMENTATIONS)
@@ -48,14 +34,6 @@ def implementation(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPat
     if name == "device":
         monkeypatch.setattr(lstm, "reference_lstm_sequence", lstm.device_lstm_sequence)
     return name
-
-
-def assert_close(found: Sequence[Tensor], expected: Sequence[Tensor]) -> None:
-    assert len(found) == len(expected)
-    for one, other in zip(found, expected, strict=True):
-        assert one.shape == other.shape
-        error = (one.double() - other.double()).norm() / other.double().norm().clamp_min(1e-30)
-        assert error <= TOLERANCE[one.dtype], f"relative error {error:.1e}"
 
 
 class Steps:
@@ -174,11 +152,11 @@ def test_steps_and_their_gradient_agree_with_autograd(
     found = steps.run()
     assert all(map(torch.equal, steps.run(in_place=True), found))
     expected, expected_grads = steps.oracle()
-    assert_close(found, expected)
-    assert_close(steps.backpropagate(), expected_grads)
+    assert_close(found, expected, in_float64=True)
+    assert_close(steps.backpropagate(), expected_grads, in_float64=True)
     assert all(map(torch.equal, steps.backpropagate(wants_state=False), steps.backpropagate()[2:]))
     for kept in ((False, False), (True, False), (False, True)):
-        assert_close(steps.backpropagate(kept), steps.oracle(kept)[1])
+        assert_close(steps.backpropagate(kept), steps.oracle(kept)[1], in_float64=True)
 
 
 @pytest.mark.usefixtures("implementation")
@@ -210,7 +188,7 @@ def test_no_problems() -> None:
 
 
 @needs_library
-@pytest.mark.usefixtures("single_thread")
+@pytest.mark.usefixtures("one_thread")
 def test_steps_are_the_same_on_any_number_of_threads() -> None:
     steps = Steps((1, 9001, 2), (2, 6, 4, 4), torch.float32)
     alone = [*steps.run(), *steps.backpropagate()]
@@ -219,7 +197,7 @@ def test_steps_are_the_same_on_any_number_of_threads() -> None:
 
 
 @needs_library
-@pytest.mark.usefixtures("single_thread")
+@pytest.mark.usefixtures("one_thread")
 def test_one_thread_is_for_pytorch_alone_and_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[int] = []
     pool = native._pool

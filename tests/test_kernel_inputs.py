@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 import torch
+from kernel_cases import needs_library
 from programs import run_optimized, use_distributed
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -35,10 +36,6 @@ from haltwise.update_rules import (
 )
 
 B, D, L, H, T = 2, 5, 2, 4, 3
-
-needs_library = pytest.mark.skipif(
-    not _kernels.available(), reason=f"runs {_kernels.implementation()}"
-)
 
 
 def randn(*shape: int, seed: int = 1) -> Tensor:

@@ -1,33 +1,19 @@
 """The compiled LSTM against its reference, and the reference against `nn.LSTMCell`."""
 
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from click.testing import CliRunner
+from kernel_cases import DTYPES, assert_close, needs_library
 from torch import Tensor, nn
 
 from haltwise import InputError, _kernels
 from haltwise._kernels import fused, lstm, native, reference_lstm_sequence
 from haltwise.cli import cli
 from haltwise.rollout import step_graphs
-
-TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-10}
-DTYPES = tuple(TOLERANCE)
-
-needs_library = pytest.mark.skipif(
-    not _kernels.available(), reason=f"runs {_kernels.implementation()}"
-)
-
-
-@pytest.fixture
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 class Problem:
@@ -78,15 +64,6 @@ class Problem:
         results = function(*self.arguments)
         grads = torch.autograd.grad(results, self.leaves, self.cotangents)
         return [result.detach() for result in results], list(grads)
-
-
-def assert_close(found: Sequence[Tensor], expected: Sequence[Tensor]) -> None:
-    assert len(found) == len(expected)
-    for one, other in zip(found, expected, strict=True):
-        assert one.shape == other.shape
-        assert one.dtype == other.dtype
-        error = (one.double() - other.double()).norm() / other.double().norm().clamp_min(1e-30)
-        assert error <= TOLERANCE[one.dtype], f"relative error {error:.1e}"
 
 
 def exact_solution(

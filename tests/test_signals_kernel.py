@@ -1,6 +1,6 @@
 """The compiled signals and features of an optimization against their twins in plain PyTorch."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 import pytest
@@ -8,9 +8,10 @@ import torch
 from draws import DOUBLE, randn
 from hypothesis import given
 from hypothesis import strategies as st
+from kernel_cases import needs_library
 from torch import Tensor
 
-from haltwise import InputError, _kernels
+from haltwise import InputError
 from haltwise._kernels import native
 from haltwise.halting.features import OptimizationFeatures
 from haltwise.processes.signals import init_signals, measure_sequence, measure_signals
@@ -24,17 +25,7 @@ HOSTILE = (
     *(1e-40, -1e-38, 1e-30, 1e-9, 1e9, -1e15, 1e20, -1e30, 3e38),
 )
 
-pytestmark = pytest.mark.skipif(
-    not _kernels.available(), reason=f"runs {_kernels.implementation()}"
-)
-
-
-@pytest.fixture
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = needs_library
 
 
 def spoil(value: Tensor, places: list[tuple[int, float]]) -> Tensor:
