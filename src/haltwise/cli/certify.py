@@ -67,10 +67,7 @@ __all__ = ["command"]
     help="Problems, or processes, to certify on.  [default: 4096, for networks down to 64]",
 )
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of the problems.")
-@options.json_option
-@options.own_classes
-@options.data_directory
-@options.threads_option
+@options.measuring_options
 def command(
     run: str,
     kind: str,
