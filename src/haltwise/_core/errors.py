@@ -87,8 +87,11 @@ def warn(message: str, category: type[Warning]) -> None:
 
 
 @contextlib.contextmanager
-def refusing_others(message: str) -> Iterator[None]:
-    """Raise `InputError(message)` where a state or a document is built otherwise than expected."""
+def refusing_others(message: str, *, with_cause: bool = False) -> Iterator[None]:
+    """Raise `InputError(message)` where a state or a document is built otherwise than expected.
+
+    The error is named at the end of the message `with_cause`.
+    """
     try:
         yield
     except InputError:
@@ -96,7 +99,7 @@ def refusing_others(message: str) -> Iterator[None]:
     except (
         ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError
     ) as error:  # fmt: skip
-        raise InputError(message) from error
+        raise InputError(f"{message}: {error!r}" if with_cause else message) from error
 
 
 def require(condition: bool, message: str) -> None:

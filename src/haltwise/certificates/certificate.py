@@ -5,7 +5,7 @@ from dataclasses import MISSING, dataclass, fields, replace
 from enum import Enum
 from typing import Any, NoReturn, Self, final
 
-from haltwise._core.errors import InputError, require
+from haltwise._core.errors import InputError, refusing_others, require
 from haltwise._core.json import from_json, to_json
 from haltwise.stop_rules.documents import policy_from_json, policy_to_json
 from haltwise.stop_rules.policy import CostUnit, StopPolicy
@@ -170,15 +170,11 @@ problems, savings 1 of 1 uncertified)
         Raises:
             InputError: It is no certificate, or a value is impossible.
         """
-        try:
+        with refusing_others("this is no certificate", with_cause=True):
             given = dict(document)
             policy = given["policy"]
             found = _read(cls, {**given, "policy": None})
             return replace(found, policy=None if policy is None else policy_from_json(policy, own))
-        except InputError:
-            raise
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise InputError(f"this is no certificate: {error!r}") from None
 
     def __repr__(self) -> str:
         counted = f"{self.num_problems} problems"

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Self, final
 import numpy as np
 import torch
 
-from haltwise._core.errors import InputError, require
+from haltwise._core.errors import InputError, refusing_others, require
 from haltwise._core.files import digest, load_tensors, save_tensors
 from haltwise._core.percent import in_percent
 from haltwise._core.seen import require_marks
@@ -110,7 +110,7 @@ class CurveCard:
         Raises:
             InputError: It is no card, of another format, or a value is impossible.
         """
-        try:
+        with refusing_others("this is not the card of a curve model", with_cause=True):
             given = dict(document)
             require(
                 given.pop("format", None) == _FORMAT,
@@ -128,10 +128,6 @@ class CurveCard:
             plain = {key: value for key, value in given.items() if key not in typed}
             require_types(cls.__init__, plain)
             return cls(**given)
-        except InputError:
-            raise
-        except (KeyError, TypeError, AttributeError, ValueError) as error:
-            raise InputError(f"this is not the card of a curve model: {error!r}") from None
 
 
 @final

@@ -85,7 +85,7 @@ class StopCard:
         Raises:
             InputError: It is no card, of another format, or a value is impossible.
         """
-        with refusing_others("this is not the card of a stop model"):
+        with refusing_others("this is not the card of a stop model", with_cause=True):
             given = dict(document)
             require(
                 given.pop("format", None) == _FORMAT,

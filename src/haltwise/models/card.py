@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Self, final
 
-from haltwise._core.errors import InputError, require
+from haltwise._core.errors import refusing_others, require
 from haltwise._core.nested_settings import Choice
 from haltwise._core.plugins import label
 from haltwise._core.seen import require_marks
@@ -159,7 +159,7 @@ class Card:
         Raises:
             InputError: It is no card, of another format, or a value is impossible.
         """
-        try:
+        with refusing_others("this is not the card of a halting model", with_cause=True):
             given = dict(document)
             found = given.pop("format", None)
             require(
@@ -201,7 +201,3 @@ class Card:
             )
             require_types(cls.__init__, {name: given[name] for name in plain})
             return cls(**given)
-        except InputError:
-            raise
-        except (KeyError, TypeError, AttributeError, ValueError) as error:
-            raise InputError(f"this is not the card of a halting model: {error!r}") from None
