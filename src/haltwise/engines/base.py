@@ -45,6 +45,15 @@ class Point(NamedTuple):
     loss: Tensor
     grad: Tensor
 
+    def moved(self, params: Tensor, seen: "EngineObservation", taken: Tensor) -> "Point":
+        """Where they are after a step to other parameters [M, D], taken by those in bool [M]."""
+        wide = taken.unsqueeze(1)
+        return Point(
+            torch.where(wide, params, self.params),
+            torch.where(taken, seen.loss, self.loss),
+            torch.where(wide, seen.grad, self.grad),
+        )
+
 
 class EngineObservation(NamedTuple):
     """What is evaluated of M problems at once: one unit of cost.

@@ -60,13 +60,7 @@ def try_step(
     trial = point.params + proposal.move
     seen = engine.observe(batch, trial)
     taken, memory = engine.learn(point, proposal, seen, memory)
-    column = taken.unsqueeze(1)
-    after = Point(
-        torch.where(column, trial, point.params),
-        torch.where(taken, seen.loss, point.loss),
-        torch.where(column, seen.grad, point.grad),
-    )
-    return Tried(trial, seen, taken, after, memory)
+    return Tried(trial, seen, taken, point.moved(trial, seen, taken), memory)
 
 
 def completed(
@@ -88,13 +82,7 @@ def completed(
 def lowest(best: Point, tried: Tried) -> tuple[Point, Tensor]:
     """The lowest points that M problems have seen, and where a step has led to it, bool [M]."""
     better = tried.seen.is_finite() & (tried.seen.loss < best.loss)
-    wide = better.unsqueeze(1)
-    point = Point(
-        torch.where(wide, tried.trial, best.params),
-        torch.where(better, tried.seen.loss, best.loss),
-        torch.where(wide, tried.seen.grad, best.grad),
-    )
-    return point, better
+    return best.moved(tried.trial, tried.seen, better), better
 
 
 def lies_below(best: Tensor, loss: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from haltwise._core.tensors import map_tensors
 from haltwise.engines import Engine, EngineObservation, Memory, Point, Proposal
+from haltwise.engines.process import try_step
 from haltwise.tasks.function import FunctionBatch
 from haltwise.testing.assertions import (
     expect,
@@ -119,25 +120,13 @@ def _begin(engine: Engine, batch: FunctionBatch) -> tuple[Point, Memory]:
     return point, engine.init(point, seen)
 
 
-def _after(point: Point, params: Tensor, seen: EngineObservation, taken: Tensor) -> Point:
-    wide = taken.unsqueeze(1)
-    return Point(
-        torch.where(wide, params, point.params),
-        torch.where(taken, seen.loss, point.loss),
-        torch.where(wide, seen.grad, point.grad),
-    )
-
-
 def _run(engine: Engine, batch: FunctionBatch) -> dict[str, Tensor]:
     """Points after each of a few steps, shapes [B, T, ...]."""
     point, memory = _begin(engine, batch)
     points = []
     for _ in range(_NUM_STEPS):
-        proposal = engine.propose(point, memory)
-        trial = point.params + proposal.move
-        seen = engine.observe(batch, trial)
-        taken, memory = engine.learn(point, proposal, seen, memory)
-        point = _after(point, trial, seen, taken)
+        tried = try_step(engine, batch, point, engine.propose(point, memory), memory)
+        point, memory = tried.after, tried.memory
         points.append(point)
     pairs = zip(Point._fields, zip(*points, strict=True), strict=True)
     return {name: torch.stack(values, 1) for name, values in pairs}
@@ -211,7 +200,7 @@ def _check_steps(engine: Engine, batch: FunctionBatch) -> None:
             not engine.is_monotone or bool((lower | ~taken).all()),
             "a step that raises the loss is taken, though the engine is monotone",
         )
-        point, memory = _after(point, trial, seen, taken), after
+        point, memory = point.moved(trial, seen, taken), after
     lowered = not engine.is_monotone or bool((point.loss < first).all())
     expect(lowered, "a few steps do not lower the losses")
 
