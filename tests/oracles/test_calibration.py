@@ -31,6 +31,7 @@ from haltwise.stop_rules import (
     HazardThreshold,
     Logistic,
     Patience,
+    Plateau,
     PonderThreshold,
     PosteriorMode,
     ReturnedIterate,
@@ -50,6 +51,26 @@ TUNABLE = [rule for rule in KINDS if rule not in (*COMPOSED, PonderThreshold, Po
 
 def test_fixed_budgets_are_all_tried() -> None:
     assert FixedBudget.candidates(TRAJECTORY, COSTS) == [FixedBudget(n) for n in range(T + 1)]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, DOUBLE])
+@pytest.mark.parametrize("scale", [1e-6, 1.0, 1e6])
+@pytest.mark.parametrize("kind", [Plateau, GradientNorm, Logistic, HazardThreshold])
+def test_going_on_to_the_end_is_tried(
+    kind: type[StopRule], scale: float, dtype: torch.dtype
+) -> None:
+    """The largest statistic is that of the first step, the same for all; the last pays for all."""
+    loss = scale * torch.tensor([[3.0, 3.0, 2.9, 0.0], [3.0, 3.0, 2.8, 0.0]], dtype=dtype)
+    logits = scale * torch.tensor([[9.0, 1.0, 2.0], [9.0, 3.0, 1.0]], dtype=dtype)
+    trajectory = Trajectory(
+        loss,
+        loss,
+        log_grad_norm=scale * torch.tensor([[-9.0, 1.0, 2.0, 3.0]] * 2, dtype=dtype),
+        outputs={"hazard_logits": torch.stack((logits, logits), -1)},
+    )
+    rules = kind.candidates(trajectory, costs(loss, 0.01 * scale))
+    best = choose(rules, trajectory, CostUnit.UPDATES, price=0.01 * scale)
+    assert decisions(best.policy.rule, trajectory).tolist() == [3, 3]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, DOUBLE])

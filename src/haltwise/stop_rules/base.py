@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from enum import IntEnum
 from itertools import groupby, islice, product
-from typing import ClassVar, Self, final
+from typing import ClassVar, Literal, Self, final
 
 import torch
 from torch import Tensor
@@ -329,10 +329,25 @@ def decisions_and_reasons(rule: StopRule, trajectory: Trajectory) -> tuple[Tenso
     return stopped, reason
 
 
-def quantile_grid(values: Tensor, num: int) -> list[float]:
-    """`num` levels that spread the finite `values` evenly, for thresholds to try."""
+def quantile_grid(
+    values: Tensor, num: int, *, never: Literal["above", "below"] | None = None
+) -> list[float]:
+    """`num` levels that spread the finite `values` evenly, for thresholds to try.
+
+    Args:
+        values: What a rule compares with its level, on the problems it is tuned on.
+        num: Of levels.
+        never: On which side of all values a rule does not stop; a level there is tried as well.
+            Without it a statistic that is the same for all problems, as that of the first step
+            often is, would leave no choice but to stop there.
+    """
     flat = widened(values[values.isfinite()].flatten())
     require(len(flat) > 0, "no finite value to choose thresholds from")
     flat = flat.sort().values
     ranks = torch.linspace(0, len(flat) - 1, num, dtype=torch.float64, device="cpu")
-    return sorted(set(flat[ranks.round().long()].tolist()))
+    levels = sorted(set(flat[ranks.round().long()].tolist()))
+    least, largest = levels[0], levels[-1]
+    margin = max(largest - least, abs(least), abs(largest)) or 1.0  # in any unit and precision
+    if never is not None:
+        levels.append(largest + margin if never == "above" else least - margin)
+    return levels

@@ -35,7 +35,10 @@ class GradientNorm(LevelRule):
 
     @classmethod
     def candidates(cls, trajectory: Trajectory, costs: Tensor) -> list[Self]:
-        return [cls(level) for level in quantile_grid(trajectory.known("log_grad_norm"), 200)]
+        return [
+            cls(level)
+            for level in quantile_grid(trajectory.known("log_grad_norm"), 200, never="below")
+        ]
 
 
 STOP_RULES = {"gradient-norm": GradientNorm}

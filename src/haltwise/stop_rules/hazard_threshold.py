@@ -47,7 +47,7 @@ class HazardThreshold(LevelRule):
         time: DecisionTime = DecisionTime.AFTER_GRADIENT,
     ) -> list[Self]:
         logits = trajectory.known("hazard_logits")[..., time]
-        return [cls(level, time) for level in quantile_grid(logits, 200)]
+        return [cls(level, time) for level in quantile_grid(logits, 200, never="above")]
 
 
 STOP_RULES = {"hazard-threshold": HazardThreshold}

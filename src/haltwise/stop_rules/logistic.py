@@ -66,7 +66,10 @@ class Logistic(LevelRule):
         model.fit(((inputs - center) / scale).numpy(), label.numpy())
         weights = torch.from_numpy(model.coef_[0]) / scale
         scores = inputs @ weights
-        return [cls(tuple(weights.tolist()), level) for level in quantile_grid(scores, 200)]
+        return [
+            cls(tuple(weights.tolist()), level)
+            for level in quantile_grid(scores, 200, never="above")
+        ]
 
 
 STOP_RULES = {"logistic": Logistic}

@@ -44,7 +44,7 @@ class Plateau(LevelRule):
     @classmethod
     def candidates(cls, trajectory: Trajectory, costs: Tensor) -> list[Self]:
         gains = trajectory.loss[:, :-1] - trajectory.loss[:, 1:]
-        return [cls(level) for level in quantile_grid(gains, 200)]
+        return [cls(level) for level in quantile_grid(gains, 200, never="below")]
 
 
 STOP_RULES = {"plateau": Plateau}
