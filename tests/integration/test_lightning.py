@@ -104,6 +104,12 @@ class TestLightning:
         with pytest.raises(ValueError, match="a score needs a metric"):
             self.callback(monitor, score="val_loss")
 
+    def test_a_stop_is_judged_by_what_was_validated_then(self, tmp_path: Path) -> None:
+        """Not by the validation after the epoch that follows."""
+        self.fit(self.callback(HaltingMonitor.recording(tmp_path), "val_loss"), 0, 5, tmp_path)
+        found = RecordedRuns.load(tmp_path).trajectory
+        assert torch.equal(found.excess, found.loss)
+
     def recorded(self, folder: Path) -> list[Tensor]:
         """Signals of all rounds of each run."""
         return [load_file(path)["signals"] for path in sorted(folder.iterdir())]

@@ -95,6 +95,13 @@ class TestTransformers:
         trainer = self.fit(self.callback(monitor), 500, 20, tmp_path)
         assert trainer.state.global_step == monitor.steps == expected.steps < 20
 
+    def test_a_stop_is_judged_by_what_was_evaluated_then(self, tmp_path: Path) -> None:
+        """Not by the evaluation after it."""
+        callback = self.callback(HaltingMonitor.recording(tmp_path / "a"), "eval_loss")
+        self.fit(callback, 0, 8, tmp_path, eval_strategy="steps", eval_steps=2)
+        found = RecordedRuns.load(tmp_path / "a").trajectory
+        assert torch.equal(found.excess, found.loss)
+
     def test_a_round_may_be_an_evaluation(self, tmp_path: Path) -> None:
         monitor = HaltingMonitor.recording(tmp_path / "a")
         callback = self.callback(monitor, "eval_loss", score="eval_runtime")

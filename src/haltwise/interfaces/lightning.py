@@ -72,7 +72,8 @@ class HaltingCallback(_WithMonitor[HaltingMonitor]):
         metric: Logged in validation: a round is then an epoch with its validation, and this is
             its loss. None: every step of the optimizer is a round, by the mean of what
             `training_step` returned since the last.
-        score: Logged in validation, too: what a stop is judged by, for recording.
+        score: Logged in validation, too: what a stop is judged by, for recording; the metric if
+            None.
 
     Warns:
         DataWarning: The fit had no validation, so there was no round.
@@ -142,16 +143,13 @@ class HaltingCallback(_WithMonitor[HaltingMonitor]):
         # Validation may also be for its own sake, or precede the first step.
         if self._metric is None or trainer.state.fn != "fit" or not self._moved:
             return
+        # Validated is what a stop now leaves, so it is what a stop is judged by.
         loss, score = (
-            None if name is None else _logged(trainer, name).to(pl_module.device)
-            for name in (self._metric, self._score)
+            trainer.strategy.reduce(_logged(trainer, name).to(pl_module.device), reduce_op="mean")
+            for name in (self._metric, self._score or self._metric)
         )
-        reduce = trainer.strategy.reduce
         self._moved = False
-        self.monitor.update(
-            reduce(loss, reduce_op="mean"),
-            score=None if score is None else reduce(score, reduce_op="mean"),
-        )
+        self.monitor.update(loss, score=score)
         self._stop(trainer)
 
     def _look(self, trainer: Trainer, pl_module: LightningModule, *, has_moved: bool) -> bool:

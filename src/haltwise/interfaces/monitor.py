@@ -339,12 +339,14 @@ class HaltingMonitor:
 
         Args:
             loss: That was observed in it, a single number of Python, NumPy or PyTorch; averaged
-                over processes, if several. With direction "max" the higher the better.
+                over processes, if several. With direction "max" the higher the better. It is taken
+                for that from which the step of this round was made.
             model: A module, of which the parameters that are not frozen are seen, or tensors or
                 NumPy arrays, also by name; None to go by the loss alone. Its gradients are those of
                 this round, the parameters those after it.
             score: When recording, what a stop now is judged by, for instance the loss on separate
-                examples; the loss of the next round if None. Not looked at when stopping.
+                examples; the loss of the next round if None. Where `loss` is that of what a stop
+                now leaves, give it here, too. Not looked at when stopping.
 
         Raises:
             InputError: The loss is no single number, or this call does not fit those before it or

@@ -34,7 +34,7 @@ class HaltingCallback(TrainerCallback):  # type: ignore[misc]
             the training.
         metric: Of the evaluation, as `"eval_loss"`, or `"eval_NAME_loss"` where there are several
             sets: it is then the loss of the round.
-        score: Of the evaluation, too: what a stop is judged by, for recording.
+        score: Of the evaluation, too: what a stop is judged by, for recording; the metric if None.
 
     Warns:
         DataWarning: There was no round, as the metric was never logged.
@@ -92,9 +92,9 @@ class HaltingCallback(TrainerCallback):  # type: ignore[misc]
             return
         self._metrics |= metrics
         known = self._metrics
-        if self._metric in known and (self._score is None or self._score in known):
-            score = None if self._score is None else known[self._score]
-            self._update(control, known[self._metric], score)
+        score = self._score or self._metric  # evaluated is what a stop now leaves
+        if self._metric in known and score in known:
+            self._update(control, known[self._metric], known[score])
 
     def _update(self, control: TrainerControl, loss: float, score: float | None) -> None:
         self.monitor.update(loss, score=score)
