@@ -1,6 +1,7 @@
 """The pruner for Optuna, with the real package."""
 
 import math
+import pickle
 from typing import Any
 
 import numpy as np
@@ -280,6 +281,49 @@ def test_a_pruner_may_serve_several_studies() -> None:
             expected = run(HaltwisePruner(equal_chances(0.5)), curves, direction)
             assert run(shared, curves, direction) == expected
             assert min(expected) < 6
+
+
+def test_another_study_of_the_same_name_and_size_is_another() -> None:
+    pruner = HaltwisePruner(equal_chances(0.9))
+    mine = {0: 5.0, 1: 5.0}
+    running = optuna.trial.create_trial(
+        state=optuna.trial.TrialState.RUNNING, intermediate_values=mine
+    )
+    for others, expected in ((9.0, False), (1.0, True), (9.0, False)):
+        study = optuna.create_study(study_name="same")
+        for _ in range(6):
+            values = {0: others, 1: others, 2: 0.0}
+            study.add_trial(optuna.trial.create_trial(value=0.0, intermediate_values=values))
+        assert pruner.prune(study, running) == expected
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_what_is_kept_of_trials_decides_as_all_of_them_do(seed: int) -> None:
+    """Several run at once, and end in every way there is."""
+    rng = np.random.default_rng(seed)
+    study = optuna.create_study(direction=["minimize", "maximize"][seed % 2])
+    states = [optuna.trial.TrialState[name] for name in ("COMPLETE", "PRUNED", "FAIL")]
+    kept = HaltwisePruner(equal_chances(0.3), n_startup_trials=0)
+    running: list[tuple[Any, int]] = []
+    decisions = []
+    for _ in range(200):
+        if len(running) < 4:
+            running.append((study.ask(), 0))
+        trial, step = running.pop(rng.integers(len(running)))
+        if step > 3 and rng.random() < 0.3:
+            state = states[rng.integers(3)]
+            value = rng.normal() if state is states[0] else None
+            study.tell(trial, value, state=state)
+            continue
+        trial.report(math.nan if rng.random() < 0.1 else rng.integers(-3, 4), step)
+        running.append((trial, step + int(rng.integers(1, 3))))
+        seen = study.get_trials()[trial.number]
+        fresh = HaltwisePruner(equal_chances(0.3), n_startup_trials=0)
+        decisions.append(fresh.prune(study, seen))
+        assert kept.prune(study, seen) == decisions[-1]
+        if rng.random() < 0.1:
+            kept = pickle.loads(pickle.dumps(kept))
+    assert 5 < sum(decisions) < len(decisions) - 5
 
 
 def test_a_decision_copies_no_trials(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,10 +1,11 @@
 """Pruning Optuna's trials by a rule on their curves: `pip install 'haltwise[optuna]'`."""
 
 import math
-from bisect import bisect_left
+import threading
+from bisect import bisect_left, insort
 from collections.abc import Sequence
 from pathlib import Path
-from typing import final
+from typing import Any, final
 
 import numpy as np
 
@@ -113,10 +114,8 @@ class HaltwisePruner(BasePruner):  # type: ignore[misc]
         )
         self._peers = peers
         self._num_startup = whole_number("n_startup_trials", n_startup_trials, least=0)
-        # What was made of which trials of which study.
-        self._learned: tuple[object, ...] | None = None
-        self._best: tuple[tuple[object, ...] | None, float] = (None, math.nan)
-        self._courses = _Courses()
+        self._trials: _Trials | None = None
+        self._lock = threading.Lock()  # trials may run in several threads
         self._warned = False
 
     def __repr__(self) -> str:
@@ -126,40 +125,42 @@ class HaltwisePruner(BasePruner):  # type: ignore[misc]
         rule = type(self._rule.rule).__name__
         return f"HaltwisePruner({rule}{pace}; target {target}, budget {budget})"
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_trials": None, "_lock": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, _lock=threading.Lock())
+
     def prune(self, study: Study, trial: FrozenTrial) -> bool:
-        trials = study.get_trials(deepcopy=False)
-        finished = [each for each in trials if each.state in _FINISHED]
-        completed = [each for each in finished if each.state is TrialState.COMPLETE]
+        with self._lock:
+            return self._prunes(study, trial)
+
+    def _prunes(self, study: Study, trial: FrozenTrial) -> bool:
+        every = study.get_trials(deepcopy=False)
+        if self._trials is None or not self._trials.began(study, every):
+            self._trials = _Trials(study)
+        trials = self._trials
+        trials.look_at(every)
         needed = max(self._num_startup, self._target is None)
-        if len(completed) < needed or not trial.intermediate_values:
+        if trials.num_completed < needed or not trial.intermediate_values:
             return False
         maximizes = study.direction is StudyDirection.MAXIMIZE
         direction: Direction = "max" if maximizes else "min"
         target = self._target
         if target is None:
-            best = self._best_value(study, completed)
-            target = best + self._min_delta * (1 if maximizes else -1)
-        courses = self._courses.of(study, trials)
-        whole = [
-            course
-            for course, other in zip(courses, trials, strict=True)
-            if other.state is TrialState.COMPLETE and course.steps
-        ]
-        longest = max((course.steps[-1] for course in whole), default=0)
-        budget = self._budget or longest or math.nan
+            target = trials.best_value(study) + self._min_delta * (1 if maximizes else -1)
+        budget = self._budget or trials.last_step or math.nan
         if not math.isfinite(target) or (self._rule.is_learned and math.isnan(budget)):
             return False
-        if self._peers and not self._learn(study, finished, direction, target, budget):
+        if self._peers and not self._learn(every, direction, target, budget):
             return False
         curve = _curve(trial, direction, target, budget)
         if self._goes_by_pace:
-            # Cost is counted in whole trials here, whether steps start at 0 or at 1.
-            num_points = max((len(course.steps) for course in whole), default=0)
-            return self._falls_behind(courses, curve, num_points)
+            return self._falls_behind(curve)
         if self._rule.gives_up(curve, curve.num_points - 1) is not None:
             return True
-        if self._rule.is_learned and len(completed) == len(finished) >= _MANY_TRIALS:
-            self._warn_of_level(budget, len(completed))
+        if self._rule.is_learned and trials.num_completed == trials.num_finished >= _MANY_TRIALS:
+            self._warn_of_level(budget, trials.num_completed)
         return False
 
     def _warn_of_level(self, budget: float, num_trials: int) -> None:
@@ -177,48 +178,33 @@ class HaltwisePruner(BasePruner):  # type: ignore[misc]
             FitWarning,
         )
 
-    def _falls_behind(self, courses: Sequence["_Course"], curve: Curve, num: int) -> bool:
-        """Whether the trial promises too little for the pace of the study, or lags its peers.
-
-        Args:
-            courses: Of all trials.
-            curve: Of this one.
-            num: Points of a whole trial.
-        """
+    def _falls_behind(self, curve: Curve) -> bool:
+        """Whether the trial promises too little for the pace of the study, or lags its peers."""
+        trials = self._trials
+        assert trials is not None
+        num = trials.num_points
         if curve.num_points < self._rule.min_points or curve.success >= 0 or num == 0:
             return False
         model = self._rule.rule
         assert isinstance(model, CurveModel)
-        if _is_in_worse_half(curve, courses):
+        if trials.are_ahead_of(curve):
             return True
-        values = sum(len(course.steps) for course in courses)
+        # Cost is counted in whole trials here, whether steps start at 0 or at 1.
         left = max(1 - curve.cost[-1] / curve.budget, 0.0)
         chance = model.last_chance(curve)
-        return bool(chance * values < left * (1 - chance / 2) * num)
-
-    def _best_value(self, study: Study, completed: list[FrozenTrial]) -> float:
-        """The best value so far; it is looked for when another trial has completed."""
-        key = _version(study, completed)
-        if key != self._best[0]:
-            self._best = key, _best_value(study)
-        return self._best[1]
+        return bool(chance * trials.num_values() < left * (1 - chance / 2) * num)
 
     def _learn(
-        self,
-        study: Study,
-        finished: list[FrozenTrial],
-        direction: Direction,
-        target: float,
-        budget: float,
+        self, every: Sequence[FrozenTrial], direction: Direction, target: float, budget: float
     ) -> bool:
         """Let the rule learn from the trials that have finished; whether there are any."""
-        key = _version(study, finished)
-        if key == self._learned:
+        assert self._trials is not None
+        if self._trials.are_learned:
             return True
         curves = [
             _curve(other, direction, target, budget)
-            for other in finished
-            if other.intermediate_values
+            for other in every
+            if other.state in _FINISHED and other.intermediate_values
         ]
         if not curves:
             return False
@@ -231,8 +217,93 @@ class HaltwisePruner(BasePruner):  # type: ignore[misc]
                 budget=budget,
             )
         )
-        self._learned = key
+        self._trials.are_learned = True
         return True
+
+
+@final
+class _Trials:
+    """What the trials of a study tell, those that have ended being looked at once.
+
+    Attributes:
+        num_completed: Trials that were completed.
+        num_finished: Those, and those that were pruned.
+        last_step: The highest that a completed trial reported.
+        num_points: The most values that one reported.
+        are_learned: Whether a rule has learned from all that have finished.
+    """
+
+    def __init__(self, study: Study) -> None:
+        self._kind = study.study_name, study.direction
+        self._sign = -1.0 if study.direction is StudyDirection.MAXIMIZE else 1.0
+        self._open: list[int] = []  # places of those that have not ended
+        self._running: list[_Course] = []
+        self._num_seen = self._num_values = 0
+        self._last: tuple[int, object] | None = None  # the place of one that has ended, and when
+        self._bests: dict[int, list[float]] = {}  # of those that have, by step, ascending
+        self._best: float | None = None
+        self.num_completed = self.num_finished = self.last_step = self.num_points = 0
+        self.are_learned = False
+
+    def began(self, study: Study, every: Sequence[FrozenTrial]) -> bool:
+        """Whether these are the same trials, or more of them."""
+        if (study.study_name, study.direction) != self._kind or len(every) < self._num_seen:
+            return False
+        if self._last is None:
+            return True
+        place, when = self._last
+        return bool(every[place].datetime_complete == when)
+
+    def look_at(self, every: Sequence[FrozenTrial]) -> None:
+        """See which trials have ended since, and how far the others are."""
+        self._open += range(self._num_seen, len(every))
+        self._num_seen = len(every)
+        places, self._open = self._open, []
+        for place in places:
+            trial = every[place]
+            if trial.state.is_finished():
+                self._end(trial)
+                self._last = place, trial.datetime_complete
+            else:
+                self._open.append(place)
+        self._running = [_Course(every[place], self._sign) for place in self._open]
+
+    def _end(self, trial: FrozenTrial) -> None:
+        course = _Course(trial, self._sign)
+        self._num_values += len(course.steps)
+        for step, best in zip(course.steps, course.bests, strict=True):
+            insort(self._bests.setdefault(step, []), best)
+        if trial.state in _FINISHED:
+            self.num_finished += 1
+            self.are_learned = False
+        if trial.state is TrialState.COMPLETE:
+            self.num_completed += 1
+            self.last_step = max([self.last_step, *course.steps[-1:]])
+            self.num_points = max(self.num_points, len(course.steps))
+            self._best = None
+
+    def best_value(self, study: Study) -> float:
+        """The value of the best trial in the unit of its reports, NaN if none is feasible."""
+        if self._best is None:
+            self._best = _best_value(study)
+        return self._best
+
+    def num_values(self) -> int:
+        """How many were reported."""
+        return self._num_values + sum(len(course.steps) for course in self._running)
+
+    def are_ahead_of(self, curve: Curve) -> bool:
+        """Whether at least half of the other trials that came as far had been better by then."""
+        step, mine = int(curve.cost[-1]), float(curve.loss.min())
+        bests = self._bests.get(step, [])
+        running = [
+            course.bests[place]
+            for course in self._running
+            if step in course.steps[(place := bisect_left(course.steps, step)) :][:1]
+        ]
+        ahead = bisect_left(bests, mine) + sum(best < mine for best in running)
+        number = len(bests) + len(running)
+        return number >= _FEWEST_PEERS and 2 * ahead >= number - 1
 
 
 @final
@@ -242,49 +313,15 @@ class _Course:
     def __init__(self, trial: FrozenTrial, sign: float) -> None:
         reported = sorted(trial.intermediate_values.items())
         self.steps = [step for step, _ in reported]
-        # NaN never is the best: `fmin` passes it over.
         losses = sign * np.array([value for _, value in reported], np.float64)
-        self._best: list[float] = np.fmin.accumulate(losses).tolist()
-
-    def best_until(self, step: float) -> float | None:
-        """The best value until a step that was reported; None for others."""
-        place = bisect_left(self.steps, step)
-        return self._best[place] if step in self.steps[place : place + 1] else None
-
-
-@final
-class _Courses:
-    """The courses of trials, each made but once of those that have finished."""
-
-    def __init__(self) -> None:
-        self._study = ""
-        self._finished: dict[tuple[object, ...], _Course] = {}
-
-    def of(self, study: Study, trials: Sequence[FrozenTrial]) -> list[_Course]:
-        """One of each trial of a study."""
-        if study.study_name != self._study:
-            self._study, self._finished = study.study_name, {}
-        sign = -1.0 if study.direction is StudyDirection.MAXIMIZE else 1.0
-        found = []
-        for trial in trials:
-            key = trial.number, trial.datetime_complete
-            course = self._finished.get(key) or _Course(trial, sign)
-            if trial.datetime_complete is not None:
-                self._finished[key] = course
-            found.append(course)
-        return found
+        losses[np.isnan(losses)] = np.inf  # never the best
+        self.bests: list[float] = np.minimum.accumulate(losses).tolist()
 
 
 def _finite(name: str, value: Number) -> float:
     found = real_number(name, value)
     require(math.isfinite(found), f"{name} must be a finite number, got {found}")
     return found
-
-
-def _version(study: Study, finished: list[FrozenTrial]) -> tuple[object, ...]:
-    """What tells the finished trials of a study from those at another time, or of another."""
-    last = [(trial.number, trial.datetime_complete) for trial in finished[-1:]]
-    return study.study_name, len(finished), *last
 
 
 def _best_value(study: Study) -> float:
@@ -298,14 +335,6 @@ def _best_value(study: Study) -> float:
     ]
     value = float(best.value)
     return min(max(value, min(reported)), max(reported)) if reported else value
-
-
-def _is_in_worse_half(curve: Curve, courses: Sequence[_Course]) -> bool:
-    """Whether at least half of the other trials that came as far had been better by then."""
-    step, mine = float(curve.cost[-1]), float(curve.loss.min())
-    bests = [best for course in courses if (best := course.best_until(step)) is not None]
-    ahead = sum(best < mine for best in bests)
-    return len(bests) >= _FEWEST_PEERS and 2 * ahead >= len(bests) - 1
 
 
 def _curve(trial: FrozenTrial, direction: Direction, target: float, budget: float) -> Curve:
