@@ -52,7 +52,7 @@ def test_another_run_begins_anew(kernel: str, sign: float, monkeypatch: pytest.M
     model, maximize = Model(), sign < 0
     start = copy.deepcopy(model.state_dict())
     optimizer = LearnedOptimizer(model.parameters(), maximize=maximize)
-    train(model, optimizer, 15, sign=sign)
+    train(model, optimizer, 12, sign=sign)
     for _ in range(2):  # a fold each, as the loops of many do with other optimizers
         model.load_state_dict(start)
         for _ in range(2):
@@ -60,13 +60,13 @@ def test_another_run_begins_anew(kernel: str, sign: float, monkeypatch: pytest.M
             assert not optimizer.should_stop
         twin = copy.deepcopy(model)
         with pytest.warns(
-            FitWarning, match=r"changed by others shortly before step 17, .* another run"
+            FitWarning, match=r"changed by others shortly before step 14, .* another run"
         ):
             train(model, optimizer, 1, sign=sign)
-        train(model, optimizer, 14, sign=sign)
-        train(twin, LearnedOptimizer(twin.parameters(), maximize=maximize), 15, sign=sign)
+        train(model, optimizer, 11, sign=sign)
+        train(twin, LearnedOptimizer(twin.parameters(), maximize=maximize), 12, sign=sign)
         assert torch.equal(flat(model), flat(twin))
-        assert optimizer.steps_taken == 15
+        assert optimizer.steps_taken == 12
 
 
 def test_all_groups_begin_anew_for_they_have_one_loss() -> None:
