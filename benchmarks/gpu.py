@@ -345,12 +345,12 @@ def _captured(name: str) -> Way:
     return workloads.estimator(workloads.make(name, device=DEVICE))
 
 
-def _kernels(what: str, run: Way, seen: Any = torch.profiler.ProfilerActivity.CUDA) -> list[Row]:
+def _kernels(what: str, run: Way) -> list[Row]:
     """Kernels of a call after three that warm up, those that take longest first."""
     for _ in range(3):
         run()
     torch.cuda.synchronize()
-    with torch.profiler.profile(activities=[seen]) as profile:
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
         run()
         torch.cuda.synchronize()
     events = sorted(profile.key_averages(), key=lambda event: -event.self_device_time_total)

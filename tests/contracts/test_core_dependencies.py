@@ -38,7 +38,7 @@ assert runs.should_stop in (True, False)
 """
 
 MISSING = {
-    "report": "page.write(Path('page.html'), 'page', title='', embedded={})",
+    "report": "page.write_template(Path('page.html'), 'page', title='', embedded={})",
     "learn": "family('diabetes-large').sample(2, torch.Generator())",
 }
 

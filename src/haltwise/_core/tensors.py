@@ -260,7 +260,7 @@ def widened(value: Tensor) -> Tensor:
 
 
 def quantiles(values: Tensor, *shares: float) -> list[float]:
-    """Quantiles of at most 2^23 values, which is as many as PyTorch sorts, shape [n].
+    """Quantiles of values [n], at most 2^24, the limit of PyTorch.
 
     It ranks them in float64, so that they go to the CPU from a device that has none.
     """

@@ -254,7 +254,7 @@ def _in_roles(curve: Curve) -> dict[str, Floats]:
 
 
 class _Times:
-    """Values at the last points, and at the times when a share of their cost had been spent."""
+    """Values [n] at the last points, and when a share of what they had cost had been spent."""
 
     def __init__(self, cost: Floats, last: int) -> None:
         self._last = slice(max(len(cost) - last, 0), None)

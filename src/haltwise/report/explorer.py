@@ -14,7 +14,7 @@ from haltwise.models.optimizer_model import OptimizerModel
 from haltwise.processes.optimization import OptimizationProcess
 from haltwise.processes.trajectory import Trajectory
 from haltwise.report.formats import rounded, short
-from haltwise.report.page import write
+from haltwise.report.page import write_template
 from haltwise.rollout.record import record
 from haltwise.stop_rules import (
     CostUnit,
@@ -134,7 +134,7 @@ def _write(path: Path, title: str, document: dict[str, Any], words: str) -> Path
     known = first["contours"] is not None and first["contours"]["minimizer"] is not None
     reference = "its minimum" if known else "the lowest value drawn"
     notes = {key: note.format(reference=reference, **called) for key, note in notes.items()}
-    return write(
+    return write_template(
         path,
         "explorer",
         title=title,

@@ -15,7 +15,7 @@ from haltwise.report.drawing import Drawing
 from haltwise.report.formats import MISSING, Saving, Spread, num, rounded
 from haltwise.report.glossary import explained
 
-__all__ = ["Column", "Facts", "Figure", "Section", "Table", "write", "write_page"]
+__all__ = ["Column", "Facts", "Figure", "Section", "Table", "write_page", "write_template"]
 
 _HERE = Path(__file__).parent
 
@@ -140,7 +140,9 @@ def write_page(path: Path, title: str, sections: Sequence[Section]) -> Path:
     embedded = {"tables": tables, "figures": figures}
     assert len(tables) + len(figures) == sum(not isinstance(block, Facts) for block in blocks)
     glossary = explained("\n".join(_words(sections)))
-    return write(path, "page", title=title, embedded=embedded, sections=sections, glossary=glossary)
+    return write_template(
+        path, "page", title=title, embedded=embedded, sections=sections, glossary=glossary
+    )
 
 
 def _words(sections: Sequence[Section]) -> Iterator[str]:
@@ -156,7 +158,7 @@ def _words(sections: Sequence[Section]) -> Iterator[str]:
                     yield from (panel.x.title, panel.y.title, *(each.name for each in panel.series))
 
 
-def write(
+def write_template(
     path: Path,
     name: str,
     *,

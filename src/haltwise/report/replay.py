@@ -11,7 +11,7 @@ from haltwise.curves.curves import Curve, Curves, Floats, Integers
 from haltwise.curves.levels import GiveUps, first_below
 from haltwise.curves.model import CurveModel, cost_scale
 from haltwise.report.formats import as_given, count, percent, plural, rounded, short
-from haltwise.report.page import write
+from haltwise.report.page import write_template
 
 __all__ = ["replay", "write_replay"]
 
@@ -60,7 +60,7 @@ def write_replay(
         f"{short(name)} was learned on {count(model.card.num_runs)} runs of "
         f"{count(model.card.num_groups)} groups."
     )
-    return write(
+    return write_template(
         path,
         "replay",
         title=f"{short(name)} on {short(runs_name)}",
