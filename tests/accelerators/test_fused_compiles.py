@@ -19,11 +19,14 @@ from triton.compiler import ASTSource
 
 DOUBLES = {"settings", "control", "partials", "update_squares", "sums"}
 INTEGERS = {"first_chunk", "num_chunks", "first_tensor", "num_rows", "num_sums", "group"}
+INTEGERS |= {"dim", "none"}
 MOVING = "haltwise.interfaces.torch_optim.fused"
+PROBLEMS = "haltwise._kernels.fused.problems"
 TYPES = (
     {name: "*fp64" for name in DOUBLES}
     | {name: "i32" for name in INTEGERS}
     | {"table": "*i64", "owner": "*i32", "scale": "fp32", "gain": "fp32", "anchor": "*bf16"}
+    | dict.fromkeys(("items", "counts", "best_at"), "*i64")
     | {f"{MOVING}.lstm.packed": "*fp16", "haltwise._kernels.fused.step.packed": "*fp16"}
 )
 COMMON = dict(GRAD_DTYPE=tl.bfloat16, PARAM_DTYPE=tl.float32, DECAYS=True, JUDGED=True)
@@ -34,6 +37,8 @@ KERNELS = {
     f"{MOVING}.mlp.advance_mlp": COMMON | dict(DTYPE=tl.bfloat16, UNITS=32, BLOCK=64),
     f"{MOVING}.lstm.advance_lstm": COMMON | LSTM | dict(WORD=8, FIRST=1),
     "haltwise._kernels.fused.step.step_rows": LSTM | dict(FIRST=0),
+    f"{PROBLEMS}.direction_kernel": dict(PAIRS=6, COLUMNS=8, ROWS=16, COORDINATES=16),
+    f"{PROBLEMS}.note_kernel": dict(BEST=True, PLACES=7, ROWS=16, COORDINATES=16),
 }
 for name, constants in KERNELS.items():
     room, own = name.rsplit(".", 1)
@@ -60,4 +65,4 @@ def test_kernels_that_move_parameters_compile(tmp_path: Path) -> None:
         [sys.executable, "-c", SCRIPT], capture_output=True, text=True, env=environment, check=False
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    assert len(done.stdout.splitlines()) == 5
+    assert len(done.stdout.splitlines()) == 7

@@ -13,7 +13,7 @@ from haltwise._kernels import fused
 __all__ = ["fused_device"]
 
 ROOMS = (
-    *(f"_kernels.fused.{name}" for name in ("backward", "cell", "step", "sums")),
+    *(f"_kernels.fused.{name}" for name in ("backward", "cell", "problems", "step")),
     *(f"interfaces.torch_optim.fused.{name}" for name in ("control", "lstm", "mlp", "tensors")),
 )
 TAKEN = {"params", "options", "specialization"}

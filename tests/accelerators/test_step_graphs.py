@@ -326,6 +326,19 @@ def test_recordings_are_made_once_and_few_are_kept(recorded: StepGraphs) -> None
     assert len(recorded._recordings) == step_graphs._MOST
 
 
+def test_places_are_fewer_than_twice_the_items_and_then_a_fourth() -> None:
+    graphs = StepGraphs()
+    assert graphs.places(4096, 10) == (2**16 // 10, 2**14 // 10)
+    assert graphs.places(2**13, 1) == (2**13, 0)
+    assert graphs.places(2**21, 1) == (2**21, 2**19)
+    assert graphs.places(2**21 + 1, 1) is None
+    assert graphs.places(4096, 10, most=4095) is None
+    for number in range(2**12 + 1, 2**21, 77_777):
+        places = graphs.places(number, 1)
+        assert places is not None
+        assert number <= places.number < 2 * number
+
+
 def test_recordings_of_a_large_state_are_refused(
     recorded: StepGraphs, monkeypatch: pytest.MonkeyPatch
 ) -> None:

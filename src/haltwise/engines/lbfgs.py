@@ -11,6 +11,8 @@ from typing import final
 import torch
 from torch import Tensor
 
+from haltwise._core.tensors import along
+from haltwise._kernels import fused
 from haltwise.engines.base import (
     Engine,
     EngineObservation,
@@ -85,9 +87,11 @@ class LBFGS(Engine):
         shorter = shortened(length, proposal.slope, seen.loss - point.loss, finite)
 
         def pushed(name: str, value: Tensor) -> Tensor:
-            kept = memory[name].masked_fill(forgets.view(-1, *[1] * (memory[name].ndim - 1)), 0)
+            kept = memory[name]
             grown = torch.cat((value.unsqueeze(1), kept[:, :-1]), 1)
-            return torch.where(convex.view(-1, *[1] * (kept.ndim - 1)), grown, kept)
+            return torch.where(along(convex, kept), grown, kept).masked_fill_(
+                along(forgets, kept), 0
+            )
 
         return taken, {
             "scale": scale,
@@ -103,12 +107,17 @@ class LBFGS(Engine):
 def _direction(grad: Tensor, memory: Memory) -> Tensor:
     """-H gamma by the two loops; pairs that are not there have inverse 0 and change nothing."""
     steps, changes, inverse = memory["steps"], memory["changes"], memory["inverse"]
+    scale = memory["scale"].unsqueeze(1)
+    if fused.serves_problems(grad, scale, inverse, steps, changes):
+        from haltwise._kernels.fused.descent import direct
+
+        return direct(grad, memory["scale"], inverse, steps, changes)
     vector, weights = grad, []
     for k in range(MEMORY):  # from the newest
         weight = inverse[:, k] * (steps[:, k] * vector).sum(1)
         vector = vector - weight.unsqueeze(1) * changes[:, k]
         weights.append(weight)
-    vector = memory["scale"].unsqueeze(1) * vector
+    vector = scale * vector
     for k in reversed(range(MEMORY)):
         weight = weights[k] - inverse[:, k] * (changes[:, k] * vector).sum(1)
         vector = vector + weight.unsqueeze(1) * steps[:, k]

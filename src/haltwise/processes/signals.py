@@ -79,7 +79,7 @@ def measure_signals(
         Signals [..., len(SIGNALS)] and the new memory.
     """
     given = grad, update, *memory.values()
-    if fused.serves_sums(*given) and fused.serves_sums(loss.unsqueeze(-1)):
+    if fused.serves_problems(*given) and fused.serves_problems(loss.unsqueeze(-1)):
         from haltwise._kernels.fused.signals import measure as fused_measure
 
         steps = step if isinstance(step, Tensor) else loss.new_full((), step, dtype=torch.int64)
@@ -122,7 +122,7 @@ def measure_sequence(
 
 def log_norm(grad: Tensor) -> Tensor:
     """The log rms of gradients [..., D], shape [...]; NaN where an entry is not finite."""
-    if fused.serves_sums(grad):
+    if fused.serves_problems(grad):
         from haltwise._kernels.fused.signals import log_norms
 
         return log_norms(grad)

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from haltwise._core.tensors import are_finite
+from haltwise._kernels import fused
 from haltwise.rollout.rows import Rows, gather_rows
 from haltwise.tasks.base import Observation
 
@@ -94,6 +95,11 @@ class Ledger:
         rows = self.rows
         if self.first is None:  # that is of all
             self.first = Observation(loss, grad)
+        if self._history is None and fused.serves_problems(params, grad, loss.unsqueeze(1)):
+            from haltwise._kernels.fused.descent import note
+
+            note(rows, items, params, loss, grad)
+            return
         count = rows["count"].index_select(0, items)
         rows["count"].index_copy_(0, items, count + 1)
         if self._history is not None:

@@ -22,9 +22,10 @@ from haltwise.tasks.base import TaskBatch
 
 __all__ = ["Loop", "StepGraphs", "Unsynchronized", "advance_all", "batch_kind"]
 
-_SIZES = (2**13, 2**15, 2**17, 2**19, 2**21)  # coordinates
+_SIZES = tuple(2**power for power in range(13, 22))  # coordinates
+_SHRINKING = 4  # times fewer places, for which items that are left are moved
 _NUM_STEPS = 8  # of a recording
-_MOST = 10  # recordings kept
+_MOST = 16  # recordings kept
 _BYTES, _SHARE = 2**28, 64  # of their tensors, and of the device's memory, whichever is more
 _PLAIN = (bool, int, float, str, tuple, type(None))
 
@@ -104,7 +105,7 @@ def advance_all(run: Run[AnyLoop], dim: int, graphs: "StepGraphs | None") -> Non
 
 
 class Places(NamedTuple):
-    """Places of a recording, and of the next smaller one, 0 if there is none."""
+    """Places of a recording, and of that for the items that are left, 0 if there is none."""
 
     number: int
     fewer: int
@@ -114,7 +115,7 @@ class Places(NamedTuple):
 class StepGraphs:
     """Recordings of loops of one model, kept for later loops like them.
 
-    On CUDA a recording is a graph, and at most 10 of them are kept, and 256 MiB or a 64th of the
+    On CUDA a recording is a graph, and at most 16 of them are kept, and 256 MiB or a 64th of the
     device's memory, not counting what their steps need for a while, which they share; elsewhere its
     steps are simply taken. Weights are read where they lie when it was made: drop all when they are
     replaced.
@@ -137,7 +138,7 @@ class StepGraphs:
         self._done: torch.cuda.Event | None = None
 
     def places(self, num_items: int, dim: int, most: int | None = None) -> Places | None:
-        """The smallest recordings with places for so many items of so many coordinates, if any.
+        """The smallest recording with places for so many items of so many coordinates, if any.
 
         None has more than `most` places.
         """
@@ -145,7 +146,8 @@ class StepGraphs:
         chosen = next((size for size in sizes if size >= num_items), None)
         if chosen is None:
             return None
-        return Places(chosen, max((size for size in sizes if size < chosen), default=0))
+        fewer = [size for size in sizes if _SHRINKING * size <= chosen]
+        return Places(chosen, max(fewer, default=0))
 
     @contextmanager
     def advanced(self, loop: AnyLoop, fewest: int) -> Iterator[AnyLoop | None]:

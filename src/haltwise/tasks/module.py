@@ -366,6 +366,8 @@ class ModuleTask(TaskFamily):
         if self._maps[name] and (on_cpu or len(args[0]) > 1):
             return together(*lent, *_lent(shared))
         results = [of_one(problem, lent) for problem in range(len(args[0]))]
+        if len(results) == 1:  # without a copy
+            return tree_map(lambda part: part.unsqueeze(0), results[0])
         return tree_map(lambda *parts: torch.stack(parts), *results)
 
     @cached_property

@@ -29,7 +29,7 @@ __all__ = [
     "is_interpreted",
     "launching",
     "serves",
-    "serves_sums",
+    "serves_problems",
 ]
 
 MAX_SIZE, MAX_LAYERS = 64, 4
@@ -63,8 +63,8 @@ def serves(device: torch.device, dtype: torch.dtype, size: int = 0, num_layers: 
     )
 
 
-def serves_sums(*tensors: Tensor) -> bool:
-    """Whether sums over the last dimension of these go through the kernels."""
+def serves_problems(*tensors: Tensor) -> bool:
+    """Whether these, each [..., D], go through the kernels that read a problem whole."""
     device = tensors[0].device
     return serves(device, torch.float32) and all(
         is_dense(tensor)

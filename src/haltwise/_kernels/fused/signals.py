@@ -1,12 +1,11 @@
 """What a gradient is like, and the signals of a step, in one launch each."""
 
 import torch
-import triton
 from torch import Tensor
 
 from haltwise._core.tensors import log_rms
 from haltwise._kernels.fused import MAX_COORDINATES, launching
-from haltwise._kernels.fused.sums import norm_kernel, pool_kernel, signals_kernel
+from haltwise._kernels.fused.problems import norm_kernel, pool_kernel, signals_kernel, tiling
 from haltwise._kernels.operands import require_operand
 
 __all__ = ["log_norms", "measure", "pool"]
@@ -25,7 +24,7 @@ def pool(grads: Tensor) -> Tensor:
     num_rows = pooled.numel() // 2
     if num_rows:
         with launching(grads.device):
-            grid, settings = _tiling(num_rows, dim)
+            grid, settings = tiling(num_rows, dim)
             pool_kernel[grid](grads.contiguous(), pooled, num_rows, dim, **settings)
     return pooled
 
@@ -61,7 +60,7 @@ def measure(
     if num_rows:
         operands = [tensor.detach().contiguous() for _, tensor, _ in given]
         with launching(grads.device):
-            grid, settings = _tiling(num_rows, min(dim, _AT_ONCE))
+            grid, settings = tiling(num_rows, min(dim, _AT_ONCE))
             signals_kernel[grid](
                 *(steps.contiguous(), *operands, signals, num_rows, dim, steps.numel()),
                 **settings,
@@ -74,20 +73,8 @@ def log_norms(grads: Tensor) -> Tensor:
     norms = grads.new_empty(grads.shape[:-1])
     if norms.numel():
         with launching(grads.device):
-            grid, settings = _tiling(norms.numel(), grads.shape[-1])
+            grid, settings = tiling(norms.numel(), grads.shape[-1])
             norm_kernel[grid](
                 *(grads.detach().contiguous(), norms, norms.numel(), grads.shape[-1]), **settings
             )
     return norms
-
-
-def _tiling(num_rows: int, dim: int) -> tuple[tuple[int], dict[str, int]]:
-    """The grid, and how many rows and coordinates a program reads."""
-    width = int(triton.next_power_of_2(dim))
-    at_once = max(1, 256 // width)
-    num_warps = max(1, min(16, at_once * width // 64))
-    return (triton.cdiv(num_rows, at_once),), {
-        "ROWS": at_once,
-        "COORDINATES": width,
-        "num_warps": num_warps,
-    }

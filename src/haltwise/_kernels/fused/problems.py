@@ -1,9 +1,31 @@
-"""Kernels that sum a problem's coordinates: what a gradient is like, and the signals of a step."""
+"""Kernels of which a program reads some problems whole.
+
+What a gradient is like, the signals of a step, L-BFGS's direction, and a record of evaluations.
+"""
 
 import triton
 import triton.language as tl
 
-__all__ = ["norm_kernel", "pool_kernel", "signals_kernel"]
+__all__ = [
+    "direction_kernel",
+    "norm_kernel",
+    "note_kernel",
+    "pool_kernel",
+    "signals_kernel",
+    "tiling",
+]
+
+
+def tiling(num_rows: int, dim: int) -> tuple[tuple[int], dict[str, int]]:
+    """The grid, and how many rows and coordinates a program reads."""
+    width = int(triton.next_power_of_2(dim))
+    at_once = max(1, 256 // width)
+    num_warps = max(1, min(16, at_once * width // 64))
+    return (triton.cdiv(num_rows, at_once),), {
+        "ROWS": at_once,
+        "COORDINATES": width,
+        "num_warps": num_warps,
+    }
 
 
 @triton.jit
@@ -138,3 +160,99 @@ def signals_kernel(
     tl.store(out + 10, (-_cosine(gu, g_size, u_size)).to(kind), mask=is_row)
     tl.store(out + 11, _cosine(gp, g_size, p_size).to(kind), mask=is_row)
     tl.store(out + 12, _cosine(us, u_size, s_size).to(kind), mask=is_row)
+
+
+@triton.jit(do_not_specialize=["num_rows", "dim"])
+def direction_kernel(
+    grads,
+    scales,
+    inverses,
+    steps,
+    changes,
+    directions,
+    num_rows,
+    dim,
+    PAIRS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    ROWS: tl.constexpr,
+    COORDINATES: tl.constexpr,
+):
+    """Directions [N, D] of L-BFGS by the two loops over pairs [N, P, D], the newest first.
+
+    `COLUMNS` is the power of two that holds `PAIRS`.
+    """
+    row, at, known = _rows(num_rows, dim, ROWS, COORDINATES)
+    is_row = row < num_rows
+    first = at + (row * (PAIRS - 1) * dim)[:, None]  # of the pairs; the next is dim further
+    column = tl.arange(0, COLUMNS)[None, :]
+    weights = tl.zeros([ROWS, COLUMNS], tl.float32)
+    vector = tl.load(grads + at, mask=known, other=0.0)
+    for k in tl.static_range(PAIRS):
+        step = tl.load(steps + first + k * dim, mask=known, other=0.0)
+        change = tl.load(changes + first + k * dim, mask=known, other=0.0)
+        inverse = tl.load(inverses + row * PAIRS + k, mask=is_row, other=0.0)
+        weight = inverse * tl.sum(step * vector, 1)
+        vector -= weight[:, None] * change
+        weights = tl.where(column == k, weight[:, None], weights)
+    vector *= tl.load(scales + row, mask=is_row, other=0.0)[:, None]
+    for k in tl.static_range(PAIRS - 1, -1, -1):
+        step = tl.load(steps + first + k * dim, mask=known, other=0.0)
+        change = tl.load(changes + first + k * dim, mask=known, other=0.0)
+        inverse = tl.load(inverses + row * PAIRS + k, mask=is_row, other=0.0)
+        weight = tl.sum(tl.where(column == k, weights, 0.0), 1)
+        weight -= inverse * tl.sum(change * vector, 1)
+        vector += weight[:, None] * step
+    tl.store(directions + at, -vector, mask=known)
+
+
+@triton.jit(do_not_specialize=["num_rows", "dim", "none"])
+def note_kernel(
+    items,
+    params,
+    losses,
+    grads,
+    counts,
+    best_losses,
+    best_params,
+    best_grads,
+    best_at,
+    points,
+    point_grads,
+    last,
+    num_rows,
+    dim,
+    none,
+    BEST: tl.constexpr,
+    PLACES: tl.constexpr,
+    ROWS: tl.constexpr,
+    COORDINATES: tl.constexpr,
+):
+    """Note evaluations [N, D] of problems, of which `none` is nobody's, as a `Ledger` does.
+
+    `PLACES` for the latest of each are written in turn; 0 if they are not kept.
+    """
+    row, at, known = _rows(num_rows, dim, ROWS, COORDINATES)
+    is_row = row < num_rows
+    item = tl.load(items + row, mask=is_row, other=none)
+    is_row &= item < none
+    known &= is_row[:, None]
+    coordinate = tl.arange(0, COORDINATES)[None, :]
+    count = tl.load(counts + item, mask=is_row, other=0)
+    tl.store(counts + item, count + 1, mask=is_row)
+    param = tl.load(params + at, mask=known, other=0.0)
+    grad = tl.load(grads + at, mask=known, other=0.0)
+    loss = tl.load(losses + row, mask=is_row, other=0.0)
+    if PLACES > 0:
+        place = (item * PLACES + count % PLACES)[:, None] * dim + coordinate
+        tl.store(points + place, param, mask=known)
+        tl.store(point_grads + place, grad, mask=known)
+        tl.store(last + item, loss, mask=is_row)
+    if BEST:
+        lowest = tl.load(best_losses + item, mask=is_row, other=0.0)
+        strange = tl.sum(tl.where(tl.abs(grad) < float("inf"), 0, 1), 1)  # NaN, too
+        better = is_row & (loss < lowest) & (strange == 0)
+        place = item[:, None] * dim + coordinate
+        tl.store(best_losses + item, loss, mask=better)
+        tl.store(best_at + item, count, mask=better)
+        tl.store(best_params + place, param, mask=known & better[:, None])
+        tl.store(best_grads + place, grad, mask=known & better[:, None])
