@@ -208,7 +208,7 @@ def direction_kernel(
 @triton.jit(do_not_specialize=["num_rows", "dim", "none"])
 def note_kernel(
     items,
-    params,
+    iterates,
     losses,
     grads,
     counts,
@@ -239,12 +239,12 @@ def note_kernel(
     coordinate = tl.arange(0, COORDINATES)[None, :]
     count = tl.load(counts + item, mask=is_row, other=0)
     tl.store(counts + item, count + 1, mask=is_row)
-    param = tl.load(params + at, mask=known, other=0.0)
+    iterate = tl.load(iterates + at, mask=known, other=0.0)
     grad = tl.load(grads + at, mask=known, other=0.0)
     loss = tl.load(losses + row, mask=is_row, other=0.0)
     if PLACES > 0:
         place = (item * PLACES + count % PLACES)[:, None] * dim + coordinate
-        tl.store(points + place, param, mask=known)
+        tl.store(points + place, iterate, mask=known)
         tl.store(point_grads + place, grad, mask=known)
         tl.store(last + item, loss, mask=is_row)
     if BEST:
@@ -254,5 +254,5 @@ def note_kernel(
         place = item[:, None] * dim + coordinate
         tl.store(best_losses + item, loss, mask=better)
         tl.store(best_at + item, count, mask=better)
-        tl.store(best_params + place, param, mask=known & better[:, None])
+        tl.store(best_params + place, iterate, mask=known & better[:, None])
         tl.store(best_grads + place, grad, mask=known & better[:, None])
