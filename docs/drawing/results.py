@@ -91,7 +91,7 @@ CHARTS = {
         "adaptive-examples.md",
         "Looped transformer: Sudoku and mazes",
         "A looped transformer solves puzzles in two to four of its twelve loops",
-        "mean loops a puzzle of at most 12; accuracy within .5 points of that of all loops",
+        "mean loops a puzzle of at most 12; accuracy within .8 points of that of all loops",
         (0,),
         {"learned exits": 1, "exits by entropy": 4},
         "loops",
