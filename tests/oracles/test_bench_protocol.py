@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 
 from haltwise._core.errors import InputError
-from haltwise.bench.cases import SHARES, Case, give_up_case, stop_case
+from haltwise.bench.cases import Case, give_up_case, stop_case
 from haltwise.bench.domain import Question
 from haltwise.bench.protocol import Judged, judge_rule
 from haltwise.bench.records import captured, case_of, cell_of, failed_share, lead, lost, saved
+from haltwise.curves.budgets import SHARES, stops_at_shares
 from haltwise.curves.curves import Curve, Curves, Floats
 from haltwise.curves.folds import deal
 from haltwise.curves.learning import LOST
@@ -196,14 +197,42 @@ def test_runs_that_cannot_be_judged_are_left_out() -> None:
         give_up_case(Curves.from_matrix([[1.0, 1.0]]))
 
 
-def test_equal_budgets_are_brute_force() -> None:
-    case = stop_case(runs(), None, (0.3,))
-    table = case.fixed(0.3)
-    for i in (0, 7):
-        run, returned = case.shown[i], case.loss[POINTS * i : POINTS * (i + 1)]
-        for share in (0, 13, 40):
-            at = next((t for t in range(POINTS) if run.cost[t] >= SHARES[share]), POINTS - 1)
-            assert table[i, share] == pytest.approx(returned[at] + 0.3 * run.cost[at])
+@pytest.mark.parametrize("price", [0.03, 0.3, 3.0])
+@pytest.mark.parametrize("seed", range(3))
+def test_the_best_budget_is_the_best_of_all_that_there_are(seed: int, price: float) -> None:
+    """Also of many steps, which runs take at costs of their own, and some end early."""
+    generator = np.random.default_rng(seed)
+    rows = []
+    for _ in range(12):
+        num = int(generator.integers(2, 300))
+        loss = np.exp(-generator.uniform(0.1, 0.6) * np.arange(num))
+        rows.append(
+            {
+                "cost": np.cumsum(generator.integers(1, 4, num)) / 7,
+                "loss": loss + generator.normal(0, 0.01, num),
+            }
+        )
+    budget = generator.uniform(40, 70, 12)
+    case = stop_case(Curves.from_runs(rows, metric="loss", budget=budget), None, (price,))
+
+    def mean_at(share: float) -> float:
+        charges = []
+        for i, run in enumerate(case.shown):
+            reached = np.flatnonzero(run.cost >= share * (1 - 1e-12))
+            at = case.shown.offset[i] + (reached[0] if len(reached) else run.num_points - 1)
+            charges.append(case.loss[at] + price * case.shown.cost[at])
+        return float(np.mean(charges))
+
+    every = [share for share in np.append(case.shown.cost, 1.0) if share <= 1 + 1e-12]
+    assert case.fixed(price).mean(0).min() == pytest.approx(min(map(mean_at, every)), rel=1e-12)
+
+
+def test_each_of_forty_steps_is_a_budget() -> None:
+    """A share of the budget that a point has reached but for rounding is reached there."""
+    losses = 2.0 - np.eye(41)  # run i has its one good point after i steps
+    case = stop_case(Curves.from_matrix(losses), None, (0.1,))
+    stops = stops_at_shares(case.shown, SHARES)
+    assert (stops == np.arange(41)).all()
 
 
 @pytest.mark.parametrize("kind", RULES)

@@ -251,6 +251,18 @@ def test_it_is_judged_by_what_its_stops_cost() -> None:
     assert rest.ways["to the end"].j.value == pytest.approx(bills[1:, -1].mean())
 
 
+def test_the_best_equal_share_of_long_runs_is_the_best_step_there_is() -> None:
+    """It ends them where a fortieth of the budget is still far off."""
+    generator = np.random.default_rng(0)
+    speeds = generator.uniform(0.2, 0.6, (30, 1))
+    losses = np.exp(-speeds * np.arange(900)) + 0.001 * generator.standard_normal((30, 900))
+    curves = replace(_curves(losses), cost_unit="epochs")
+    record = judge_stops(StopModel(LastImprovementRule(PRICE, 0.5), _card()), curves)
+    bills = np.minimum.accumulate(losses, 1) + PRICE * np.arange(900)
+    assert 0 < bills.mean(0).argmin() < 20
+    assert record.ways["best equal share"].j.value == pytest.approx(bills.mean(0).min())
+
+
 def test_the_card_says_what_its_own_runs_say(learned: LearnedStop) -> None:
     assert judge_learned_stop(learned).saved.value == pytest.approx(learned.model.card.saved)
 

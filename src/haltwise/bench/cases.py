@@ -8,12 +8,12 @@ import numpy as np
 
 from haltwise._core.errors import require
 from haltwise.bench.domain import Domain, Question
+from haltwise.curves.budgets import shares_to_try, stops_at_shares
 from haltwise.curves.curves import Booleans, Curves, Floats, Integers
 from haltwise.curves.progress import best_so_far
 
 __all__ = [
     "PRICES",
-    "SHARES",
     "Case",
     "give_up_case",
     "make_case",
@@ -23,9 +23,6 @@ __all__ = [
 
 PRICES = (0.03, 0.1, 0.3)
 """Of a whole budget, in typical gains of a run of the same task."""
-
-SHARES: Floats = np.linspace(0.0, 1.0, 41)
-"""The budgets that are alike for all runs, of which the best in hindsight captures no gain."""
 
 _AIM = 2.0  # typical gains from the start to what features take for a target where there is none
 
@@ -77,11 +74,9 @@ class Case:
         return charged
 
     def fixed(self, price: float) -> Floats:
-        """Charges of stopping every run at each of `SHARES` of its budget, shape [n, shares]."""
-        rows = [
-            np.searchsorted(curve.cost, SHARES * curve.budget, side="left") for curve in self.shown
-        ]
-        return self.charges(np.stack(rows), price)
+        """Charges of budgets alike for all runs, the best in hindsight among them; [n, budgets]."""
+        shares = shares_to_try(self.shown, self.loss + price * self.shown.cost)
+        return self.charges(stops_at_shares(self.shown, shares), price)
 
     def oracle(self, price: float) -> Floats:
         """The least charge of each run, its future known, shape [n]."""

@@ -6,6 +6,7 @@ from typing import Any, final
 import numpy as np
 import torch
 
+from haltwise.curves.budgets import shares_to_try, stops_at_shares
 from haltwise.curves.copies import warn_of_seen_runs
 from haltwise.curves.curves import Curves, Floats, Integers
 from haltwise.curves.stop_model import StopModel
@@ -13,8 +14,6 @@ from haltwise.curves.stopping import LearnedStop, judgeable, stops_of, worth_of
 from haltwise.evaluation.statistics import Interval, captured_gain, jackknife
 
 __all__ = ["StopEarlyRecord", "WayToStop", "judge_learned_stop", "judge_stops"]
-
-_SHARES: Floats = np.linspace(0.0, 1.0, 41)
 
 
 @final
@@ -102,11 +101,10 @@ def judge_learned_stop(learned: LearnedStop) -> StopEarlyRecord:
 def _record(model: StopModel, curves: Curves, worth: Floats, stops: Integers) -> StopEarlyRecord:
     card, begins, ends = model.card, curves.offset[:-1], curves.num_points - 1
     bills = worth + card.price * curves.cost
-    equal = np.stack(
-        [np.searchsorted(curve.cost, _SHARES * curve.budget, side="left") for curve in curves]
-    )
-    by_share = bills[begins[:, None] + np.minimum(equal, ends[:, None])].mean(0)
-    best = np.minimum(equal[:, by_share.argmin()], ends)
+    shares = shares_to_try(curves, bills)
+    equal = stops_at_shares(curves, shares)
+    by_share = bills[begins[:, None] + equal].mean(0)
+    best = equal[:, by_share.argmin()]
     oracle = np.array([bills[a:b].argmin() for a, b in zip(begins, curves.offset[1:], strict=True)])
     points = {"model": stops, "to the end": ends, "best equal share": best, "oracle": oracle}
     names, index = np.unique(curves.group, return_inverse=True)
@@ -141,5 +139,5 @@ def _record(model: StopModel, curves: Curves, worth: Floats, stops: Integers) ->
         )[0],
         stopped=float((stops < ends).mean()),
         by_group={str(name): float(saved[index == k].mean()) for k, name in enumerate(names)},
-        by_share=[*zip(_SHARES.tolist(), by_share.tolist(), strict=True)],
+        by_share=[*zip(shares.tolist(), by_share.tolist(), strict=True)],
     )
