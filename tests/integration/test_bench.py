@@ -100,6 +100,84 @@ def test_a_rule_and_a_domain_of_ones_own(tmp_path: Path) -> None:
         run_bench(tmp_path / "out", ["kmeans"], ["patiense"], TINY)
 
 
+DOMAIN = """
+import numpy as np
+from haltwise.bench.domain import Domain, Question
+from haltwise.curves.curves import Curves
+
+class Mine(Domain):
+    title = "runs of mine"
+    questions = (Question.GIVE_UP,)
+
+    def curves(self, sample):
+        speeds = np.linspace(0.02, 0.3, 60)[:, None]
+        groups = [str(i % 12) for i in range(60)]
+        return Curves.from_matrix(
+            np.exp(-speeds * np.arange(30)), target=0.2, budget=40.0, group=groups
+        )
+"""
+
+RECKLESS = """
+import numpy as np
+from haltwise.curves.rule import CurveRule
+
+class Reckless(CurveRule):
+    "Gives up everything at once."
+
+    fixed_level = 1.0
+
+    def score(self, curve):
+        return np.zeros(curve.num_points)
+"""
+
+
+@pytest.mark.parametrize(
+    "changed", ["budget=50.0", "budget=40.0, cost_unit='hours'"], ids=["budget", "unit"]
+)
+def test_a_domain_with_other_budgets_is_judged_anew(changed: str, tmp_path: Path) -> None:
+    domain, rules = tmp_path / "mine.py", ["best-so-far", "fixed-budget"]
+    domain.write_text(DOMAIN)
+    run_bench(tmp_path / "out", [f"{domain}:Mine"], rules, TINY)
+    domain.write_text(DOMAIN.replace("budget=40.0", changed))
+    seen: list[str] = []
+    run_bench(
+        tmp_path / "out", [f"{domain}:Mine"], rules, TINY,
+        report=lambda unit, done, total, what: seen.append(what if unit == "cell" else ""),
+    )  # fmt: skip
+    assert sorted(filter(None, seen)) == [f"{rule} on Mine, give-up" for rule in rules]
+
+
+def test_a_rule_that_loses_more_than_it_may_is_not_ahead(tmp_path: Path) -> None:
+    """It saves all of the cost, and loses all of the successes."""
+    (tmp_path / "mine.py").write_text(DOMAIN)
+    (tmp_path / "rule.py").write_text(RECKLESS)
+    names, rules = [f"{tmp_path / 'mine.py'}:Mine"], ["best-so-far", f"{tmp_path}/rule.py:Reckless"]
+    record = run_bench(tmp_path / "out", names, rules, TINY)
+    assert "ahead of the best other rule in 0 of 3 comparisons" in headline(record, "Reckless")
+    assert "in 3 of 3 comparisons" in headline(record, "best-so-far")
+    (behind,) = bench_tables(record, "Reckless")[1:]
+    assert (behind.name, [row[1] for row in behind.rows]) == ("bench-behind", [0, 0, 0])
+
+
+def test_what_tables_could_not_tell_apart_is_refused(tmp_path: Path) -> None:
+    for name in ("one.py", "other.py"):
+        (tmp_path / name).write_text(RECKLESS)
+    rules = [f"{tmp_path / name}:Reckless" for name in ("one.py", "other.py")]
+    with pytest.raises(InputError, match="two rules are called Reckless"):
+        run_bench(tmp_path / "out", ["chain"], rules, TINY)
+    with pytest.raises(InputError, match="two domains are called chain"):
+        run_bench(tmp_path / "out", ["chain", "chain"], ["patience"], TINY)
+
+
+def test_rules_alike_are_neither_ahead_nor_behind(tmp_path: Path) -> None:
+    record = bench_of(tmp_path, np.zeros(30, int), 0.02)
+    cell = record.cells["ours/stop/fixed-budget"]
+    record.cells["ours/stop/patience"] = replace(cell, rule="patience")
+    record.cells["ours/stop/last-improvement-untuned"] = replace(cell, rule="patience")
+    del record.cells[f"ours/stop/{GIVEN}"]
+    assert [table.name for table in bench_tables(record, "patience")[1:]] == ["bench-level"]
+
+
 def test_domains_without_data_are_left_out_with_a_sentence(tmp_path: Path) -> None:
     record = run_bench(tmp_path, ["taskset", "chain"], ["fixed-budget"], TINY)
     assert "--data-dir" in record.skipped["taskset"]

@@ -1,11 +1,11 @@
 """A domain under a question: what rules are shown, and what their stops are charged."""
 
-import hashlib
 from dataclasses import dataclass, replace
 from typing import final
 
 import numpy as np
 
+from haltwise._core.checksum import checksum
 from haltwise._core.errors import require
 from haltwise.bench.domain import Domain, Question
 from haltwise.curves.budgets import shares_to_try, stops_at_shares
@@ -44,13 +44,7 @@ class Case:
     @property
     def digest(self) -> str:
         """A checksum of all that rules see and are charged for."""
-        checksum = hashlib.blake2b(digest_size=16)
-        shown = self.shown
-        for part in (shown.cost, shown.values, shown.offset, shown.target, self.loss):
-            checksum.update(np.ascontiguousarray(part).tobytes())
-        for names in (shown.group, shown.task, shown.columns, self.prices, shown.metric):
-            checksum.update(repr(list(names)).encode())
-        return checksum.hexdigest()
+        return checksum((self.shown, self.loss, self.prices))
 
     def select(self, index: Integers) -> "Case":
         """The runs at `index`, int64 [k]."""

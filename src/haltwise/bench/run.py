@@ -96,9 +96,14 @@ def run_bench(
             name is unknown, or a rule of one's own fails.
     """
     report = report or _ignore
-    labels = [_label(name) for name in names]
-    twice = sorted({label for label in labels if labels.count(label) > 1})
-    require(not twice, f"two domains are called {' and '.join(twice)}; rename one")
+    for what, given in (("domains", names), ("rules", rules)):
+        labels = [_label(name) for name in given]
+        twice = sorted({label for label in labels if labels.count(label) > 1})
+        require(
+            not twice,
+            f"two {what} are called {' and '.join(twice)}, which tables could not tell apart; "
+            "rename one, or name it once",
+        )
     bench = _Bench(directory, settings, data_dir, price, direction)
     make_directory(directory / "curves")
     taken = f"another bench writes to {directory}; wait for it, or name another directory by --out"

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any, NamedTuple
@@ -127,7 +128,8 @@ def bench_tables(record: BenchRecord, judged: str) -> list[Table]:
     found = [_overview(record, question, judged) for question in Question if record.of(question)]
     duels = _duels(record, judged)
     for word, chosen in (
-        ("behind", [duel for duel in duels if not duel.ahead.value > 0]),
+        ("behind", [duel for duel in duels if duel.ahead.value < 0]),
+        ("level", [duel for duel in duels if duel.ahead.value == 0]),
         ("ahead", [duel for duel in duels if duel.ahead.value > 0]),
     ):
         rows = [
@@ -184,7 +186,7 @@ def _duel_note(cases: Sequence[BenchCase]) -> str:
     ]
     if Question.GIVE_UP in asked:
         found.append(
-            "to give up, only those count that do not lose more successes than allowed for sure"
+            "to give up, a rule that loses more successes than allowed for sure counts as saving none"
         )
     if any(case.question is Question.STOP and case.given_price is None for case in cases):
         found.append("prices are of a whole budget, in typical gains of a run")
@@ -262,9 +264,8 @@ def _mean(case: BenchCase, cell: BenchCell) -> float | Saving:
 
 def _merit(case: BenchCase, cell: BenchCell) -> float:
     keys = case.keys if case.question is Question.STOP else case.keys[-1:]
-    value = fmean(_figure(case, cell, key) for key in keys)
-    kept = math.isfinite(value) and all(_keeps(case, cell, key) for key in keys)
-    return min(max(value, 0.0), 1.0) if kept else 0.0
+    value = fmean(_figure(case, _counted(case, cell, key), key) for key in keys)
+    return min(max(value, 0.0), 1.0) if math.isfinite(value) else 0.0
 
 
 def _demerit(case: BenchCase, cell: BenchCell) -> float:
@@ -278,24 +279,22 @@ def _demerit(case: BenchCase, cell: BenchCell) -> float:
 def _duels(record: BenchRecord, judged: str) -> list[Duel]:
     found = []
     for name, case in record.cases.items():
-        own = record.cell(name, judged)
-        if own is None:
+        cells = {
+            rule: cell
+            for rule in record.rules(case.question)
+            if rule != REFERENCE and (cell := record.cell(name, rule))
+        }
+        if judged not in cells:
             continue
         for key in case.keys:
-            others = {
-                rule: cell
-                for rule in record.rules(case.question)
-                if rule not in (judged, REFERENCE) and (cell := record.cell(name, rule))
-            }
-            kept = {
-                rule: value
-                for rule, cell in others.items()
-                if _keeps(case, cell, key) and math.isfinite(value := _figure(case, cell, key))
-            }
-            if kept:
-                best = max(kept, key=lambda rule: kept[rule])
+            others = {rule: _counted(case, cell, key) for rule, cell in cells.items()}
+            own = others.pop(judged)
+            figures = {rule: _figure(case, cell, key) for rule, cell in others.items()}
+            known = [rule for rule, figure in figures.items() if math.isfinite(figure)]
+            if known:
+                best = max(known, key=figures.__getitem__)
                 ahead = lead(case, own, others[best], key)
-                found.append(Duel(case, key, _figure(case, own, key), best, kept[best], ahead))
+                found.append(Duel(case, key, _figure(case, own, key), best, figures[best], ahead))
     return found
 
 
@@ -303,12 +302,15 @@ def _figure(case: BenchCase, cell: BenchCell, key: str) -> float:
     return (captured if case.question is Question.STOP else saved)(case, cell, key).value
 
 
-def _keeps(case: BenchCase, cell: BenchCell, key: str) -> bool:
-    """Whether it is not sure that a rule loses more successes than it may."""
+def _counted(case: BenchCase, cell: BenchCell, key: str) -> BenchCell:
+    """The cell as it counts: it saves none where it loses more successes than allowed for sure."""
     if case.question is Question.STOP:
-        return True
+        return cell
     share = lost(case, cell, key)
-    return (share.low if math.isfinite(share.low) else share.value) <= float(key)
+    if (share.low if math.isfinite(share.low) else share.value) <= float(key):
+        return cell
+    name = f"saved@{key}"
+    return replace(cell, sums={**cell.sums, name: [0.0] * len(cell.sums[name])})
 
 
 def _at(case: BenchCase, key: str) -> str:
