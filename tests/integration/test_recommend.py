@@ -125,6 +125,64 @@ def test_lbfgs_is_used_where_it_wins() -> None:
     assert trial(found, LBFGS).num_gradients == solution.num_gradients.double().mean()
 
 
+def bowls(start: Tensor) -> FunctionBatch:
+    """Quadratic bowls around zero."""
+    return FunctionBatch(start, lambda params: (params.square() * torch.tensor([1.0, 9.0])).sum(1))
+
+
+def test_adam_is_recommended_with_the_rate_and_steps_that_were_tried() -> None:
+    """Of losses that a seed disturbs nothing else is tried."""
+    problems = family("regression-10d-noisy").sample(24, stream(5))
+    found = haltwise.recommend(problems, [], price=PRICE, max_steps=40)
+    own = trial(found, "adam")
+    assert found.use == "adam"
+    assert own.learning_rate in LEARNING_RATES
+    assert found.sentence.startswith(
+        f"Use Adam at a rate of {own.learning_rate:.3g} for {own.num_gradients:.0f} steps"
+    )
+    assert trial(found, "adam 1e-3").learning_rate == 1e-3
+    judged = halves(problems, 24)[1]
+    params = judged.start.clone().requires_grad_()
+    optimizer = torch.optim.Adam([params], own.learning_rate)
+    for step in range(int(own.num_gradients)):
+        params.grad = judged.observe(params.detach(), step).grad
+        optimizer.step()
+    excess = judged.score(params.detach(), 0).excess.double().mean().item()
+    assert own.loss == pytest.approx(excess, rel=1e-3)
+
+
+@pytest.mark.parametrize("names", [[], list(FEW)])
+def test_where_nothing_is_worth_its_price_nothing_is_recommended(
+    names: list[str], problems: TaskBatch
+) -> None:
+    found = haltwise.recommend(problems, names, price=1e6, num_problems=16)
+    assert found.use == "nothing"
+    assert found.sentence == (
+        "Leave these problems as they start: at a price of 1e+06 a gradient nothing that was tried "
+        "gains what it costs."
+    )
+    assert all(each.j >= trial(found, "adam").j for each in found.trials)
+
+
+def test_nothing_is_better_than_steps_that_the_other_half_called_for() -> None:
+    """The problems to tune on are far from their minimum, those judged by are at it."""
+    chosen = torch.randperm(8, generator=stream(0, "recommend"))
+    start = torch.zeros(8, 2)
+    start[chosen[:4]] = 3.0
+    found = haltwise.recommend(bowls(start), [], price=0.5)
+    assert trial(found, "adam").num_gradients > 0
+    assert found.use == "nothing"
+
+
+def test_the_call_that_is_advised_names_the_steps_where_they_were_used_up() -> None:
+    problems = family("quadratic-10d").sample(24, stream(0))
+    found = haltwise.recommend(problems, [], price=1e-6, max_steps=6)
+    ends = 'method="lbfgs", price=1e-06, max_steps=6)'
+    assert f"Use haltwise.solve(problems, {ends}" in found.sentence
+    solution = haltwise.solve(halves(problems, 24)[1], method="lbfgs", price=1e-6, max_steps=6)
+    assert trial(found, LBFGS).num_gradients == solution.num_gradients.double().mean()
+
+
 def test_problems_of_a_family_may_be_in_named_parameters_with_bounds(tmp_path: Path) -> None:
     own = tmp_path / "own.py"
     bounds = '{"center": center}, bounds={"size": haltwise.interval(-9, 9)}'

@@ -103,5 +103,5 @@ def _table(found: Recommendation) -> Table:
         note=f"On {counted(found.num_judged, 'problem')} at a price of {num(found.price)} a "
         f"gradient; Adam was tuned on {others}. What was handed over L-BFGS finished. Cannot take "
         f"these problems: {', '.join(found.skipped) or 'none'}.",
-        strong=[trial.name for trial in found.trials].index(found.use),
+        strong=next((i for i, each in enumerate(found.trials) if each.name == found.use), None),
     )

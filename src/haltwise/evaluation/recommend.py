@@ -43,6 +43,8 @@ _HANDED_OVER, _FOREIGN = 0.1, 0.5  # shares of the problems, above which weights
 _UNTUNED = 1e-3
 _COORDINATES, _MOST = 2**17, 128  # of the sample
 LBFGS = "L-BFGS"
+NOTHING = "nothing"
+"""What to use where no step is worth its price."""
 
 
 @final
@@ -66,6 +68,8 @@ class Trial:
     """
     fits: bool | None = None
     """Whether at most a tenth is handed over, at most half foreign and the price was trained on."""
+    learning_rate: float | None = None
+    """Adam's."""
 
 
 @final
@@ -74,7 +78,8 @@ class Recommendation:
     """What to use, and what each optimizer did; `repr` is a table."""
 
     use: str
-    """A shipped name, `adam`, `adam 1e-3` or `L-BFGS`."""
+    """A shipped name, `adam`, `adam 1e-3` or `L-BFGS`; `nothing` where no step is worth its price.
+    """
     sentence: str
     """What to use and why, in words."""
     price: float
@@ -115,6 +120,7 @@ class _Outcome(NamedTuple):
     loss: Tensor
     num_gradients: Tensor
     seconds: float
+    learning_rate: float | None = None
 
 
 @undisturbed()
@@ -133,7 +139,8 @@ def recommend(
     are Adam, its rate and number of steps of least J on the other half; Adam at 1e-3, its number of
     steps chosen so; and, where losses are deterministic, safeguarded L-BFGS, which halts where its
     steps do not earn their price. What is recommended has the lowest J; of the optimizers with
-    weights only those that fit are, since what L-BFGS did for the others it does alone.
+    weights only those that fit are, since what L-BFGS did for the others it does alone. Where none
+    is below the mean loss at the start nothing is.
 
     Args:
         problems: A batch, of which a sample is taken, or a family to draw it from.
@@ -185,9 +192,12 @@ def recommend(
         trials.append(_trial(str(name), outcomes[str(name)], price, model, judged, solution))
     trials.sort(key=lambda trial: trial.j)
     use = next(trial for trial in trials if trial.fits is not False)
+    sentence = _advice(use, outcomes[use.name], price, max_steps)
+    sentence += f"{_reason(use, trials, outcomes, price)}."
+    gains = use.j < _score(judged, judged.start).mean().item()
     return Recommendation(
-        use.name,
-        _sentence(use, trials, outcomes, price),
+        use.name if gains else NOTHING,
+        sentence if gains else _NO_GAIN.format(price=price),
         price,
         judged.num_problems,
         half,
@@ -279,7 +289,7 @@ def _adam(
         params = params + update
     seconds = time.perf_counter() - began
     loss = _score(judged, params)
-    return _Outcome(loss, torch.full_like(loss, steps), seconds)
+    return _Outcome(loss, torch.full_like(loss, steps), seconds, rate)
 
 
 def _solved(
@@ -303,7 +313,14 @@ def _trial(
     solution: Solution | None = None,
 ) -> Trial:
     loss, gradients = outcome.loss.mean().item(), outcome.num_gradients.mean().item()
-    trial = Trial(name, loss, gradients, outcome.seconds, loss + price * gradients)
+    trial = Trial(
+        name,
+        loss,
+        gradients,
+        outcome.seconds,
+        loss + price * gradients,
+        learning_rate=outcome.learning_rate,
+    )
     if model is None or batch is None or solution is None:
         return trial
     handed_over = widened(solution.fallback).mean().item()
@@ -329,14 +346,24 @@ def _foreign(model: OptimizerModel, batch: TaskBatch, solution: Solution) -> flo
     return widened(foreign).mean().item()
 
 
-def _sentence(use: Trial, trials: list[Trial], outcomes: dict[str, _Outcome], price: float) -> str:
+_NO_GAIN = (
+    "Leave these problems as they start: at a price of {price:.3g} a gradient nothing that was "
+    "tried gains what it costs."
+)
+
+
+def _advice(use: Trial, outcome: _Outcome, price: float, max_steps: int) -> str:
+    """What to write to have done what was tried."""
+    if use.learning_rate is not None:
+        return f"Use Adam at a rate of {use.learning_rate:.3g} for {use.num_gradients:.0f} steps"
+    how = 'method="lbfgs"' if use.name == LBFGS else f'"{use.name}"'
+    ends = f", max_steps={max_steps}" if outcome.num_gradients.max() >= max_steps else ""
+    return f"Use haltwise.solve(problems, {how}, price={price:.3g}{ends})"
+
+
+def _reason(use: Trial, trials: list[Trial], outcomes: dict[str, _Outcome], price: float) -> str:
     with_weights = [trial for trial in trials if trial.fits is not None]
     fitting = [trial for trial in with_weights if trial.fits]
-    advice = {
-        LBFGS: f'Use haltwise.solve(problems, method="lbfgs", price={price:.3g})',
-        "adam": "Use Adam at a tuned rate",
-        "adam 1e-3": "Use Adam at its usual rate of 1e-3",
-    }.get(use.name, f'Use haltwise.solve(problems, "{use.name}", price={price:.3g})')
     rivals = [trial for trial in trials if trial.fits is None] if use.fits else fitting
     why = ""
     for rival in rivals[:1]:  # the best
@@ -345,7 +372,7 @@ def _sentence(use: Trial, trials: list[Trial], outcomes: dict[str, _Outcome], pr
         why += "optimizers without weights" if use.fits else "shipped optimizers that fit"
     if not fitting and with_weights:
         why = "; nothing shipped fits these problems"
-    return f"{advice}{why}."
+    return why
 
 
 def _difference(worse: _Outcome, better: _Outcome, price: float) -> str:

@@ -186,7 +186,7 @@ def _duel_note(cases: Sequence[BenchCase]) -> str:
     ]
     if Question.GIVE_UP in asked:
         found.append(
-            "to give up, a rule that loses more successes than allowed for sure counts as saving none"
+            "to give up, a rule that loses more successes than allowed for sure saves none"
         )
     if any(case.question is Question.STOP and case.given_price is None for case in cases):
         found.append("prices are of a whole budget, in typical gains of a run")
