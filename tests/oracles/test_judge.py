@@ -29,7 +29,7 @@ from torch import Tensor
 from haltwise import InputError
 from haltwise._core.json import to_json
 from haltwise._core.random import stream
-from haltwise.evaluation import Stops
+from haltwise.evaluation import Stops, stopping_report
 from haltwise.evaluation.judge import judge, settings_frontier
 from haltwise.processes import Trajectory
 from haltwise.stop_rules import (
@@ -96,6 +96,61 @@ def test_dealt_at_random_is_the_mean_over_all_deals(unit: CostUnit) -> None:
     dealt = sum(TABLE[i, end].item() for i in range(N) for end in ends) / N**2
     assert record.permuted_j == pytest.approx(dealt)
     assert record.skill.value == pytest.approx(dealt - record.stops.j.value)
+
+
+@pytest.mark.parametrize("iterate", [ReturnedIterate.CURRENT, ReturnedIterate.BEST, None])
+@both_units
+def test_whoever_is_dealt_a_stop_returns_what_the_stops_return(
+    unit: CostUnit, iterate: ReturnedIterate | None
+) -> None:
+    """The best so far, or the point at the stop, of the item that is dealt it; else that step."""
+    losses = LOSSES + torch.randn(N, T + 1, generator=stream(2), dtype=DOUBLE).abs()
+    stops = STOPS.clamp_max(T - 1)
+
+    def returned(item: int, by: int) -> int:
+        if iterate is None:
+            return int(stops[by]) // 2
+        stop = int(stops[by])
+        return int(losses[item, : stop + 1].argmin()) if iterate is ReturnedIterate.BEST else stop
+
+    own = torch.tensor([returned(i, i) for i in range(N)])
+    record = stopping_report(
+        losses, stops, price=PRICE, unit=unit, returned=own, baselines=False, groups=GROUPS
+    )
+    cost = np.mean([ended(stop, unit) for stop in stops.tolist()])
+    dealt = np.mean([[losses[i, returned(i, k)].item() for k in range(N)] for i in range(N)])
+    assert record.permuted_j == pytest.approx(dealt + PRICE * cost)
+    assert record.skill.value == pytest.approx(record.permuted_j - record.stops.j.value)
+
+
+@both_units
+def test_stops_drawn_blindly_do_not_tell_items_apart(unit: CostUnit) -> None:
+    """They return the better of two points that all items swing between, whatever an item does."""
+    swing = torch.where(STEPS == 0, 2.0, torch.where(STEPS % 2 == 0, 0.1, 0.9))
+    losses = swing + 0.01 * torch.randn(N, T + 1, generator=stream(3), dtype=DOUBLE)
+    stops = 2 * torch.randint(1, T // 2, (N,), generator=stream(4))
+    record = stopping_report(losses, stops, price=0.001, unit=unit, returned=stops, baselines=False)
+    assert record.skill.low <= 0 <= record.skill.high
+    assert record.skill.high < 0.01
+
+
+def test_what_a_model_holds_is_dealt_with_the_stops() -> None:
+    outputs = {
+        "hazard_logits": torch.randn(N, T, 2, generator=stream(5), dtype=DOUBLE),
+        "hold_logits": torch.randn(N, T, generator=stream(6), dtype=DOUBLE),
+    }
+    trajectory = Trajectory(LOSSES, LOSSES, outputs=outputs)
+    policy = StopPolicy(HazardThreshold(0.5), ReturnedIterate.LEARNED)
+    stops = Stops.by(policy, trajectory, CostUnit.GRADIENTS)
+    record = judge(trajectory, {"own": stops}, CostUnit.GRADIENTS, price=PRICE)
+    logits = outputs["hazard_logits"][..., 0] >= 0.5
+    decided = [int(row.int().argmax()) if row.any() else T for row in logits]
+    hold = outputs["hold_logits"] > 0
+    dealt = [
+        LOSSES[i, t if t == T or hold[i, t] else t + 1].item() for i in range(N) for t in decided
+    ]
+    cost = np.mean([min(t + 1, T) for t in decided])
+    assert record.permuted_j == pytest.approx(np.mean(dealt) + PRICE * cost)
 
 
 @pytest.mark.parametrize("rise", [0.0, 0.3])

@@ -52,6 +52,11 @@ class Stops:
     """What is charged, in the unit of cost, int64 [n]."""
     policy: str = "as given"
     """What stopped them, in words."""
+    dealt: Tensor | None = None
+    """What a random deal hands from item to item, int64 [n]: where `returns` is known the step at
+    which an item was stopped, else the step that it returns; its cost if None."""
+    returns: ReturnedIterate | None = None
+    """What an item returns that is stopped at a step; that step itself if None."""
 
     @classmethod
     def by(cls, policy: StopPolicy, trajectory: Trajectory, unit: CostUnit) -> Self:
@@ -65,7 +70,20 @@ class Stops:
             returned_excess(trajectory, decided, unit, policy.returns),
             steps_charged(decided, unit, trajectory.num_steps),
             f"{policy.rule!r}, returns {policy.returns.value}",
+            decided,
+            policy.returns,
         )
+
+    def if_dealt(self, trajectory: Trajectory, unit: CostUnit) -> tuple[Tensor, Tensor]:
+        """The steps that are dealt, [n], and the excess that each item returns at each, [n, T+1].
+
+        An item that is dealt another's stop returns what it would have returned there.
+        """
+        dealt = self.cost if self.dealt is None else self.dealt
+        if self.returns is None:
+            return dealt, trajectory.excess
+        every = torch.arange(trajectory.num_steps + 1, device=dealt.device).expand(len(dealt), -1)
+        return dealt, returned_excess(trajectory, every, unit, self.returns)
 
     def j(self, price: float) -> Tensor:
         """J of each item, docs/theory.md, Eq. (cost); shape [n]."""
@@ -90,7 +108,8 @@ def judge(
     chosen anew for each item or group left out.
 
     Args:
-        trajectory: n items that stayed finite, as they run if nothing stops them.
+        trajectory: n items that stayed finite, as they run if nothing stops them, with the outputs
+            that the stops judged return by.
         stops: By name; the first are those judged, with which all others are compared.
         unit: What is counted.
         price: c, in units of the loss.
@@ -124,7 +143,7 @@ def judge(
         oracle_share_at_0=_share(best == 0),
         oracle_share_at_horizon=_share(best == trajectory.num_steps),
         regret_quantiles=_quantiles(own.j(price) - table.amin(1)),
-        **_against_budgets(excess, own, price, groups, settings or []),
+        **_against_budgets(trajectory, own, unit, price, groups, settings or []),
         reliability=None if hazards is None else _reliability(hazards, table, unit, groups),
         has_reference=has_reference,
         share_rising=_share(excess[:, -1] > excess[:, 0]),
@@ -192,22 +211,25 @@ def _figures(
 
 
 def _against_budgets(
-    excess: Tensor,
+    trajectory: Trajectory,
     stops: Stops,
+    unit: CostUnit,
     price: float,
     groups: Tensor | None,
     settings: list[tuple[float, float]],
 ) -> dict[str, Any]:
     """The stops beside the same stops dealt at random, and beside budgets mixed at random."""
-    num = excess.shape[1]
+    excess, num = widened(trajectory.excess), trajectory.num_steps + 1
     steps = torch.arange(num, dtype=torch.float64, device=excess.device).unsqueeze(0)
+    dealt, returned = stops.if_dealt(trajectory, unit)
     own = torch.stack((widened(stops.excess), widened(stops.cost)), 1)
-    columns = torch.cat((excess, widened(one_hot(stops.cost, num)), own), 1)
+    columns = torch.cat((excess, widened(returned), widened(one_hot(dealt, num)), own), 1)
 
     def statistics(means: Tensor) -> Tensor:
-        curve, ends, own = means.split((num, num, 2), 1)
+        curve, returned, ends, own = means.split((num, num, num, 2), 1)
         loss, cost = own.unbind(1)
-        permuted = ((curve + price * steps) * ends).sum(1)  # the mean over all deals, exactly
+        # The mean over all deals, exactly. What stops cost is the same, whoever is dealt them.
+        permuted = (returned * ends).sum(1) + price * cost
         # Where all stops are one budget it leaves the very same, but for rounding.
         gap, place = (curve - loss.unsqueeze(1)).abs().min(1)
         same = curve.take_along_dim(place.unsqueeze(1), 1).squeeze(1)

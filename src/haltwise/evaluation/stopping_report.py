@@ -17,7 +17,13 @@ from haltwise.evaluation.baselines import cross_fit
 from haltwise.evaluation.judge import Stops, judge
 from haltwise.evaluation.records import StoppingRecord
 from haltwise.processes.trajectory import Trajectory
-from haltwise.stop_rules import CostUnit, steps_charged
+from haltwise.stop_rules import (
+    CostUnit,
+    ReturnedIterate,
+    returnable,
+    returned_steps,
+    steps_charged,
+)
 
 __all__ = ["FEWEST_ITEMS", "stopping_report"]
 
@@ -126,7 +132,8 @@ def _judge(
     where = "at the stop" if unit is CostUnit.UPDATES else "one step after the stop"
     where = "at the steps in `returned`" if "returned" in arrays else where
     excess = losses.gather(1, ends.unsqueeze(1)).squeeze(1)
-    judged = {"given": Stops(excess, cost, f"as given, with the loss {where}")}
+    policy = f"as given, with the loss {where}"
+    judged = {"given": Stops(excess, cost, policy, *_dealt(trajectory, stops, ends, unit))}
     if baselines:
         judged |= cross_fit(trajectory, unit, price, stream(0, "stopping report"), inner)
     record = judge(
@@ -147,6 +154,16 @@ def _judge(
             DataWarning,
         )
     return replace(record, direction=direction)
+
+
+def _dealt(
+    trajectory: Trajectory, stops: Tensor, ends: Tensor, unit: CostUnit
+) -> tuple[Tensor, ReturnedIterate | None]:
+    """What a deal hands around, see `Stops`: the stops, if one word says what they return."""
+    for iterate in returnable(unit):
+        if torch.equal(returned_steps(stops, trajectory, iterate), ends):
+            return stops, iterate
+    return ends, None
 
 
 def _tensor(name: str, value: Array) -> Tensor:

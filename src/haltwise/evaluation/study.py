@@ -109,8 +109,8 @@ def study(
         for price in prices:
             baselines = learned_baselines(parts[1], parts[0], CostUnit, price) if learners else {}
             for unit in CostUnit:
-                stops = _stops(models, parts, unit, price) | baselines.get(unit, {})
-                cell = judge(parts[0], stops, unit, price=price)
+                test, stops = _stops(models, parts, unit, price)
+                cell = judge(test, stops | baselines.get(unit, {}), unit, price=price)
                 judged.setdefault((price, unit), []).append(cell)
     return StudyRecord(
         optimizer=next(iter(models)),
@@ -175,19 +175,25 @@ def _stops(
     parts: Sequence[Trajectory],
     unit: CostUnit,
     price: float,
-) -> dict[str, Stops]:
-    """The stops of every rule, the learned one that is compared first."""
+) -> tuple[Trajectory, dict[str, Stops]]:
+    """The test problems with the first model's outputs, and the stops of every rule on them.
+
+    The learned one that is compared is the first.
+    """
     found: dict[str, Stops] = {}
+    first = None
     for name, model in models.items():
         test, tuning = (model.halting.attach(part, price) for part in parts)
         if not found:
+            first = test
             policies = choose_policies(model.halting, tuning, unit, price)
         else:
             alone = choose_policies(model.halting, tuning, unit, price, baselines={})
             policies = {name: alone.get("calibrated", alone["learned"])}
         found |= {key: Stops.by(policy, test, unit) for key, policy in policies.items()}
     learned = "calibrated" if "calibrated" in found else "learned"
-    return {learned: found.pop(learned), **found}
+    assert first is not None
+    return first, {learned: found.pop(learned), **found}
 
 
 def _over_seeds(records: list[StoppingRecord], seeds: list[int]) -> StudyCell:
