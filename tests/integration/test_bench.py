@@ -178,6 +178,20 @@ def test_rules_alike_are_neither_ahead_nor_behind(tmp_path: Path) -> None:
     assert [table.name for table in bench_tables(record, "patience")[1:]] == ["bench-level"]
 
 
+def test_where_nothing_can_be_gained_it_says_so(tmp_path: Path) -> None:
+    record = bench_of(tmp_path, np.zeros(30, int), 1000.0)
+    assert headline(record, GIVEN) == (
+        "These stops: no rule could gain anything over the best fixed budget"
+    )
+    page = write_bench(record, GIVEN, tmp_path / "page.html").read_text(encoding="utf-8")
+    assert "nan" not in re.sub(r"<script.*?</script>", "", page, flags=re.DOTALL)
+    (tmp_path / "other").mkdir()
+    record = bench_of(tmp_path / "other", np.zeros(30, int), 0.02)
+    alone = {key: cell for key, cell in record.cells.items() if cell.rule == GIVEN}
+    found = headline(replace(record, cells=alone), GIVEN)
+    assert found == "These stops: there is no other rule to compare with"
+
+
 def test_domains_without_data_are_left_out_with_a_sentence(tmp_path: Path) -> None:
     record = run_bench(tmp_path, ["taskset", "chain"], ["fixed-budget"], TINY)
     assert "--data-dir" in record.skipped["taskset"]

@@ -199,5 +199,6 @@ def _bootstrap(
     draws = np.random.default_rng(0).multinomial(num, np.full(num, 1 / num), _DRAWS)
     weights = np.concatenate((np.ones((1, num)), draws))
     values = statistic({name: weights @ table for name, table in tables.items()})
-    ends = np.nanquantile(values[1:], (0.025, 0.975)) if num > 1 else (np.nan, np.nan)
+    drawn = values[1:][~np.isnan(values[1:])]  # where there is anything to gain
+    ends = np.quantile(drawn, (0.025, 0.975)) if num > 1 and len(drawn) else (np.nan, np.nan)
     return Interval(float(values[0]), float(ends[0]), float(ends[1]))

@@ -160,6 +160,13 @@ def headline(record: BenchRecord, judged: str) -> str:
     duels = _duels(record, judged)
     wins = sum(duel.ahead.value > 0 for duel in duels)
     sure = sum(duel.ahead.low > 0 for duel in duels)
+    if not duels:
+        alone = all(len(record.rules(question)) < 2 for question in Question)
+        return f"{_capital(rule_name(judged))}: " + (
+            "there is no other rule to compare with"
+            if alone
+            else "no rule could gain anything over the best fixed budget"
+        )
     return (
         f"{_capital(rule_name(judged))}: ahead of the best other rule in {wins} of "
         f"{counted(len(duels), 'comparison')}, for sure in {sure}"
@@ -213,6 +220,8 @@ def _sentences(record: BenchRecord) -> list[str]:
 
 def _duel_sentence(duels: Sequence[Duel], judged: str) -> str:
     behind = sum(duel.ahead.high < 0 for duel in duels)
+    if not duels:
+        return "Nothing is compared."
     return (
         f"{_capital(rule_name(judged))}: behind for sure in {behind} of "
         f"{counted(len(duels), 'comparison')}, each with the rule that did best there of all "
