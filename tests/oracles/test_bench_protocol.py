@@ -11,7 +11,17 @@ from haltwise._core.errors import InputError
 from haltwise.bench.cases import Case, give_up_case, stop_case
 from haltwise.bench.domain import Question
 from haltwise.bench.protocol import Judged, judge_rule
-from haltwise.bench.records import captured, case_of, cell_of, failed_share, lead, lost, saved
+from haltwise.bench.records import (
+    BenchCase,
+    BenchCell,
+    captured,
+    case_of,
+    cell_of,
+    failed_share,
+    lead,
+    lost,
+    saved,
+)
 from haltwise.curves.budgets import SHARES, stops_at_shares
 from haltwise.curves.curves import Curve, Curves, Floats
 from haltwise.curves.folds import deal
@@ -276,7 +286,7 @@ def test_the_oracle_gives_up_what_fails() -> None:
     assert failed_share(record) == pytest.approx(spent[~met].sum() / spent.sum())
 
 
-def test_a_lead_is_paired_and_resampled_by_groups() -> None:
+def test_a_lead_is_paired() -> None:
     case = stop_case(runs(), None, (0.1,))
     record = case_of("here", "title", case)
     one = cell_of("here", "a", case, judge_rule(PatienceRule.candidates, case, 3), "", 0.0)
@@ -289,6 +299,26 @@ def test_a_lead_is_paired_and_resampled_by_groups() -> None:
     for same in (one, replace(one, sums=sums)):
         found = lead(record, one, same, "0.1")
         assert (found.value, found.low, found.high) == (0, 0, 0)
+
+
+@pytest.mark.parametrize("num_groups", [2, 3, 5, 12])
+def test_of_rules_alike_one_is_ahead_for_sure_in_one_of_twenty_benches(num_groups: int) -> None:
+    generator = np.random.default_rng(num_groups)
+    groups = [str(number) for number in range(num_groups)]
+    sums = {"runs": 10.0, "cost": 100.0, "failed": 70.0, "successes": 3.0}
+    case = BenchCase(
+        "here", Question.GIVE_UP, "title", 10 * num_groups, 0, "", ["0.05"], groups,
+        {name: [value] * num_groups for name, value in sums.items()}, {},
+    )  # fmt: skip
+    sure = 0
+    for _ in range(400):
+        one, other = (
+            BenchCell("here", Question.GIVE_UP, "rule", "", {"saved@0.05": list(gained)}, {}, 0.0)
+            for gained in generator.normal(30, 5, (2, num_groups))
+        )
+        ahead = lead(case, one, other, "0.05")
+        sure += not ahead.low <= 0 <= ahead.high
+    assert 4 <= sure <= 36  # of 400 by chance: 20 are due, and four standard deviations about them
 
 
 @dataclass(frozen=True)

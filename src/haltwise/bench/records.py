@@ -1,18 +1,19 @@
 """What StopBench measured, as a record of plain JSON values, and the figures read off it."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, final
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from haltwise.bench.cases import Case
 from haltwise.bench.domain import Question
 from haltwise.bench.protocol import Judged
 from haltwise.curves.curves import Floats
 from haltwise.curves.learning import LOST
-from haltwise.evaluation.statistics import Interval, share_interval
+from haltwise.evaluation.statistics import Interval, jackknife, share_interval
 
 __all__ = [
     "BenchCase",
@@ -27,7 +28,6 @@ __all__ = [
     "saved",
 ]
 
-_DRAWS = 1000  # of the bootstrap
 _ROUNDING = 1e-11  # of sums, which are kept to twelve digits
 _NOTHING = 1e-12
 
@@ -136,21 +136,24 @@ def cell_of(
 
 def saved(case: BenchCase, cell: BenchCell, key: str) -> Interval:
     """The share of all cost that is saved where so many successes may be lost."""
-    columns = {"saved": cell.sums[f"saved@{key}"], "cost": case.sums["cost"]}
-    return _bootstrap(case, columns, lambda sums: sums["saved"] / sums["cost"])
+    found = _interval(torch.div, cell.sums[f"saved@{key}"], case.sums["cost"])
+    return Interval(found.value, max(found.low, 0.0), min(found.high, 1.0))
 
 
 def lost(case: BenchCase, cell: BenchCell, key: str) -> Interval:
     """The share of the successes that is lost."""
-    columns = {"lost": cell.sums[f"lost@{key}"], "all": case.sums["successes"]}
-    found = _bootstrap(case, columns, lambda sums: sums["lost"] / np.maximum(sums["all"], 1))
-    return share_interval(found, *(torch.tensor(column) for column in columns.values()))
+    columns = cell.sums[f"lost@{key}"], case.sums["successes"]
+    found = _interval(lambda lost, all_: torch.where(all_ > 0, lost / all_, 0.0), *columns)
+    return share_interval(found, *map(torch.tensor, columns))
 
 
 def captured(case: BenchCase, cell: BenchCell, key: str) -> Interval:
     """Captured gain: 1 is the oracle, 0 the best equal budget in hindsight."""
-    columns = {"own": cell.sums[f"charge@{key}"], **_bounds(case, key)}
-    return _bootstrap(case, columns, lambda sums: _gain(sums["fixed"].min(-1), sums))
+    return _interval(
+        lambda own, *bounds: _gain(_best(*bounds), own, *bounds),
+        cell.sums[f"charge@{key}"],
+        *_bounds(case, key),
+    )
 
 
 def failed_share(case: BenchCase) -> float:
@@ -162,25 +165,32 @@ def failed_share(case: BenchCase) -> float:
 def lead(case: BenchCase, own: BenchCell, other: BenchCell, key: str) -> Interval:
     """How far a rule is ahead of another: in captured gain, or in the share of cost saved."""
     if case.question is Question.STOP:
-        name = f"charge@{key}"
-        columns = {"own": own.sums[name], "other": other.sums[name], **_bounds(case, key)}
-        return _bootstrap(case, columns, lambda sums: _gain(sums["other"], sums))
-    name = f"saved@{key}"
-    columns = {"own": own.sums[name], "other": other.sums[name], "cost": case.sums["cost"]}
-    return _bootstrap(case, columns, lambda sums: (sums["own"] - sums["other"]) / sums["cost"])
+        sums = own.sums[f"charge@{key}"], other.sums[f"charge@{key}"]
+        return _interval(
+            lambda own, other, *bounds: _gain(other, own, *bounds), *sums, *_bounds(case, key)
+        )
+    sums = own.sums[f"saved@{key}"], other.sums[f"saved@{key}"]
+    return _interval(lambda own, other, cost: (own - other) / cost, *sums, case.sums["cost"])
 
 
-def _bounds(case: BenchCase, key: str) -> dict[str, Any]:
-    return {"oracle": case.sums[f"oracle@{key}"], "fixed": case.fixed[key]}
+def _bounds(case: BenchCase, key: str) -> tuple[Any, Any]:
+    """What the oracle is charged, and equal budgets."""
+    return case.sums[f"oracle@{key}"], case.fixed[key]
 
 
-def _gain(paid: Floats, sums: Mapping[str, Floats]) -> Floats:
-    """How much less than `paid` the own sum is, as a share of what an oracle gains."""
-    best, own = sums["fixed"].min(-1), sums["own"]
-    room = best - sums["oracle"]
-    with np.errstate(invalid="ignore", divide="ignore"):
-        less = np.where(np.isclose(paid, own, rtol=_ROUNDING, atol=0.0), 0.0, paid - own)
-        return np.where(room > _NOTHING * np.abs(best), less / room, np.nan)
+def _best(oracle: Tensor, fixed: Tensor) -> Tensor:
+    """What the best equal budget is charged."""
+    del oracle
+    return fixed.amin(1, keepdim=True)
+
+
+def _gain(paid: Tensor, own: Tensor, oracle: Tensor, fixed: Tensor) -> Tensor:
+    """How much less than `paid` the own charge is, as a share of what an oracle gains."""
+    best = _best(oracle, fixed)
+    room = best - oracle
+    same = torch.isclose(paid, own, rtol=_ROUNDING, atol=0.0)
+    less = torch.where(same, 0.0, paid - own)
+    return torch.where(room > _NOTHING * best.abs(), less / room, torch.nan)
 
 
 def _over_groups(values: Floats, case: Case) -> list[float]:
@@ -188,17 +198,13 @@ def _over_groups(values: Floats, case: Case) -> list[float]:
     return [float(f"{each:.12g}") for each in np.bincount(group, values)]
 
 
-def _bootstrap(
-    case: BenchCase,
-    columns: Mapping[str, Any],
-    statistic: Callable[[Mapping[str, Floats]], Floats],
-) -> Interval:
-    """A statistic of sums over groups with its 95 % interval, groups drawn with replacement."""
-    num = len(case.groups)
-    tables = {name: np.asarray(column, float) for name, column in columns.items()}
-    draws = np.random.default_rng(0).multinomial(num, np.full(num, 1 / num), _DRAWS)
-    weights = np.concatenate((np.ones((1, num)), draws))
-    values = statistic({name: weights @ table for name, table in tables.items()})
-    drawn = values[1:][~np.isnan(values[1:])]  # where there is anything to gain
-    ends = np.quantile(drawn, (0.025, 0.975)) if num > 1 and len(drawn) else (np.nan, np.nan)
-    return Interval(float(values[0]), float(ends[0]), float(ends[1]))
+def _interval(statistic: Callable[..., Tensor], *columns: Any) -> Interval:
+    """A statistic of means over groups, [R, k] of each column, with its 95 % interval.
+
+    Whole groups are left out in turn. However few they are, the interval says how little that is.
+    """
+    tables = [torch.tensor(each, dtype=torch.float64, device="cpu") for each in columns]
+    tables = [table.reshape(len(table), -1) for table in tables]
+    sizes = [table.shape[1] for table in tables]
+    (found,) = jackknife(lambda means: statistic(*means.split(sizes, 1)), torch.cat(tables, 1))
+    return found

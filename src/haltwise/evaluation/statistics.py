@@ -90,7 +90,7 @@ def share_interval(
     Elsewhere it is the one found, cut at 0 and 1.
 
     Args:
-        found: The share and the interval by `jackknife` or a bootstrap over the groups.
+        found: The share and the interval by `jackknife` over the groups.
         events: Of each item, shape [n].
         trials: Of each item, shape [n].
         groups: The group 0..G-1 of each item, int64 [n]; each is one of its own if None.

@@ -41,7 +41,7 @@ __all__ = ["bench_tables", "headline", "judged_rule", "write_bench"]
 
 _OURS = "learned"
 _STAND_IN = "boosted-trees"  # judged where there is no learned rule
-_FEW = 5  # groups, below which intervals say little
+_FEW = 5  # groups, below which hardly anything is sure
 
 _ASKED = {
     Question.STOP: "Stopping early",
@@ -95,7 +95,7 @@ def write_bench(record: BenchRecord, judged: str, path: Path) -> Path:
     warnings = [f"{name} is left out: {why}." for name, why in record.skipped.items()]
     if few:
         warnings.append(
-            f"Fewer than {_FEW} groups, whose intervals say little: {joined(sorted(set(few)))}."
+            f"Fewer than {_FEW} groups, so hardly any lead is sure: {joined(sorted(set(few)))}."
         )
     duels = _duels(record, judged)
     wins = sum(duel.ahead.low > 0 for duel in duels)
@@ -369,7 +369,7 @@ def _details(record: BenchRecord, name: str, case: BenchCase, judged: str) -> Se
         columns,
         rows,
         note=f"{counted(case.num_runs, 'run')} of {counted(len(case.groups), 'group')}.{met}{left} "
-        f"Brackets hold 95 % intervals, by the bootstrap over groups.{_price_note(case)}",
+        f"Brackets hold 95 % intervals, whole groups left out in turn.{_price_note(case)}",
         strong=next((i for i, row in enumerate(rows) if row[0] == judged), None),
     )
     asked = _ASKED[case.question].lower()

@@ -21,8 +21,7 @@ _TERMS = {
     "need for equal excess.",
     "Tuned baseline": "A stop rule without a model, its settings of least J on other problems than "
     "those it is judged on.",
-    "Interval": "95 %, by the jackknife over problems, or over the groups that are given; of "
-    "StopBench by the bootstrap over groups.",
+    "Interval": "95 %, by the jackknife over problems, or over the groups that are given.",
     "Solved": "Ends with at most 5 % of its initial excess.",
 }
 _SEEN_BY = {
