@@ -77,6 +77,21 @@ def test_a_price_far_from_the_losses(model: OptimizerModel) -> None:
     assert "price below the losses" in names(look(model, horizon=2))
 
 
+@pytest.mark.parametrize("times", [0.05, 20.0])
+def test_a_price_that_it_was_not_trained_at(times: float, model: OptimizerModel) -> None:
+    card = model.card
+    for price in (card.price * card.price_range, card.price / card.price_range):
+        assert "price not trained at" not in names(look(model, price=price))
+    found = look(model, price=times * card.price)
+    (said,) = (each for each in found.findings if each.name == "price not trained at")
+    assert said.measured == (
+        f"It was trained at prices from 0.00527 to 0.527; at {times * card.price:.3g} it stops as "
+        "at the nearest that it knows."
+    )
+    rule = load("regression-2d-lstm")  # it does not stop
+    assert "price not trained at" not in names(look(rule, price=times * card.price))
+
+
 def test_saturated_gates(model: OptimizerModel) -> None:
     rule = model.rule
     assert isinstance(rule, LSTMRule)

@@ -15,7 +15,7 @@ from haltwise._core.random import stream
 from haltwise._core.settings import price_per_unit
 from haltwise._core.tensors import sub_state
 from haltwise.evaluation.baselines import cross_fit, last_improvement
-from haltwise.evaluation.evaluate import keep_finite
+from haltwise.evaluation.evaluate import beyond_prices, keep_finite
 from haltwise.evaluation.judge import Stops, judge
 from haltwise.evaluation.stopping_report import FEWEST_ITEMS
 from haltwise.models.optimizer_model import OptimizerModel
@@ -85,6 +85,15 @@ def diagnose(
     batch = family.sample(num_problems, stream(seed, "diagnose"))
     figures: dict[str, float] = {"price": price, "horizon": horizon, "problems": num_problems}
     findings = list(_check_rule(figures, model.rule, batch, horizon))
+    if beyond := beyond_prices(model.halting, price):
+        findings.append(
+            Finding(
+                "price not trained at",
+                f"It {beyond}.",
+                "Ask for a price that it knows, or train one for such a --price; what is found "
+                "about its stops here says nothing about its training.",
+            )
+        )
     trajectory = model.halting.attach(record(model.rule, batch, horizon), price)
     finite = trajectory.finite.nonzero().squeeze(1)
     share = 1 - len(finite) / num_problems

@@ -43,7 +43,7 @@ from haltwise.stop_rules import (
 from haltwise.tasks.base import TaskBatch, TaskFamily
 from haltwise.tasks.module import ModuleBatch
 
-__all__ = ["Evaluation", "evaluate", "judge_model", "keep_finite"]
+__all__ = ["Evaluation", "beyond_prices", "evaluate", "judge_model", "keep_finite"]
 
 _NUM_LBFGS = 64  # problems: one at a time, it is slow
 
@@ -215,15 +215,21 @@ def judge_model(
 
 def warn_of_price(model: HaltingModel, price: float, name: str) -> None:
     """Say so where a model is judged at a price that it was not trained at."""
-    asked, card = torch.tensor(price, dtype=torch.float64, device="cpu"), model.card
-    if model.halts and abs(model.trained_price(asked).item() - price) > 1e-4 * price:
-        low, high = card.price / card.price_range, card.price * card.price_range
-        known = f"prices from {low:.3g} to {high:.3g}" if low < high else f"a price of {low:.3g}"
+    if beyond := beyond_prices(model, price):
         warn(
-            f"{name} was trained at {known}; at {price:.3g} it stops as at the nearest that it "
-            "knows, and is judged by that: train one for such a price",
+            f"{name} {beyond}, and is judged by that: train one for such a price",
             FitWarning,
         )
+
+
+def beyond_prices(model: HaltingModel, price: float) -> str:
+    """Why a model does not stop as it should at a price, in words; empty where it knows it."""
+    asked, card = torch.tensor(price, dtype=torch.float64, device="cpu"), model.card
+    if not model.halts or abs(model.trained_price(asked).item() - price) <= 1e-4 * price:
+        return ""
+    low, high = card.price / card.price_range, card.price * card.price_range
+    known = f"prices from {low:.3g} to {high:.3g}" if low < high else f"a price of {low:.3g}"
+    return f"was trained at {known}; at {price:.3g} it stops as at the nearest that it knows"
 
 
 def keep_finite(trajectory: Trajectory) -> Trajectory:
