@@ -13,7 +13,7 @@ from in_process import Result, haltwise
 from haltwise._core.errors import DataWarning, InputError
 from haltwise.bench.domain import Question, Sample, sample_runs
 from haltwise.bench.domains import domains
-from haltwise.bench.records import BenchRecord
+from haltwise.bench.records import BenchRecord, captured
 from haltwise.bench.run import GIVEN, RECORD, REFERENCE, BenchSettings, run_bench
 from haltwise.cli.bench import command
 from haltwise.curves.curves import Curves
@@ -190,6 +190,24 @@ def test_where_nothing_can_be_gained_it_says_so(tmp_path: Path) -> None:
     alone = {key: cell for key, cell in record.cells.items() if cell.rule == GIVEN}
     found = headline(replace(record, cells=alone), GIVEN)
     assert found == "These stops: there is no other rule to compare with"
+
+
+def test_stops_of_runs_of_which_most_gain_nothing_are_judged(tmp_path: Path) -> None:
+    """As when a model is tuned on: most are best as they were."""
+    generator = np.random.default_rng(0)
+    losses = 1 + 0.05 * np.arange(21) * generator.uniform(0.2, 1, (30, 1))
+    losses[::3] = np.exp(-generator.uniform(0.1, 0.5, (10, 1)) * np.arange(21))
+    stops = np.where(np.arange(30) % 3 == 0, 8, 0)
+    np.savez(tmp_path / "tuned.npz", losses=losses, stops=stops, price=0.01)
+    record = run_bench(tmp_path / "out", [str(tmp_path / "tuned.npz")], ["patience"], TINY)
+    case, cell = record.cases["tuned/stop"], record.cells[f"tuned/stop/{GIVEN}"]
+    table = np.minimum.accumulate(losses, 1) + 0.01 * np.arange(21)
+    fixed, oracle = table.mean(0).min(), table.min(1).mean()
+    gain = (fixed - table[np.arange(30), stops].mean()) / (fixed - oracle)
+    assert captured(case, cell, case.keys[0]).value == pytest.approx(gain)
+    np.savez(tmp_path / "worse.npz", losses=losses[1::3], stops=stops[1::3], price=0.01)
+    with pytest.raises(InputError, match=r"no run in .* gains anything"):
+        run_bench(tmp_path / "out", [str(tmp_path / "worse.npz")], ["patience"], TINY)
 
 
 def test_domains_without_data_are_left_out_with_a_sentence(tmp_path: Path) -> None:

@@ -85,7 +85,7 @@ def make_case(
     """Show a domain's runs as a question asks, at these prices if it has none of its own."""
     if question is Question.GIVE_UP:
         return give_up_case(curves, domain.scored)
-    return stop_case(curves, domain.scored, domain.prices(curves) or prices)
+    return stop_case(curves, domain.scored, domain.prices(curves) or prices, domain.unit(curves))
 
 
 def give_up_case(curves: Curves, hidden: str | None = None) -> Case:
@@ -107,7 +107,10 @@ def give_up_case(curves: Curves, hidden: str | None = None) -> Case:
 
 
 def stop_case(
-    curves: Curves, scored: str | None = None, prices: tuple[float, ...] = PRICES
+    curves: Curves,
+    scored: str | None = None,
+    prices: tuple[float, ...] = PRICES,
+    unit: float | None = None,
 ) -> Case:
     """Ask when going on does not pay.
 
@@ -121,6 +124,7 @@ def stop_case(
         curves: Runs.
         scored: The column by which what is returned is judged; the metric if None.
         prices: Of a budget, in typical gains.
+        unit: What losses are counted in, if it is not the typical gain.
     """
     observed = np.concatenate([curve.loss for curve in curves])
     score = observed
@@ -130,7 +134,7 @@ def stop_case(
     first = curves.offset[:-1]
     usable = np.isfinite(observed[first]) & np.isfinite(score[first]) & (curves.num_points >= 2)
     usable &= curves.budget > 0
-    scale = typical_gains(curves, usable)
+    scale = typical_gains(curves, usable) if unit is None else np.full(curves.num_runs, unit)
     kept = np.flatnonzero(usable & (scale > 0))
     require(
         len(kept) > 0,
@@ -141,10 +145,10 @@ def stop_case(
         [np.arange(a, b) for a, b in zip(curves.offset[kept], curves.offset[kept + 1], strict=True)]
     )
     run = np.repeat(np.arange(len(kept)), chosen.num_points)
-    unit = scale[kept][run]
+    units = scale[kept][run]
     shown = _without(chosen, scored)
     values = shown.values.copy()
-    values[:, shown.columns.index(shown.metric)] = observed[points] / unit
+    values[:, shown.columns.index(shown.metric)] = observed[points] / units
     returned = [
         _returned(observed[a:b], score[a:b])
         for a, b in zip(curves.offset[kept], curves.offset[kept + 1], strict=True)
@@ -159,7 +163,7 @@ def stop_case(
         cost_unit="budgets",
     )
     return Case(
-        Question.STOP, shown, curves.num_runs - len(kept), np.concatenate(returned) / unit, prices
+        Question.STOP, shown, curves.num_runs - len(kept), np.concatenate(returned) / units, prices
     )
 
 

@@ -57,6 +57,11 @@ class Domain(ABC):
         del curves
         return None
 
+    def unit(self, curves: Curves) -> float | None:
+        """What losses are counted in where runs stop early; None for the typical gain of a task."""
+        del curves
+        return None
+
     def given_price(self) -> float | None:
         """Of a unit of cost, in units of the loss, where somebody's own stops have one."""
         return None

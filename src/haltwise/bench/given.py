@@ -9,7 +9,6 @@ import numpy as np
 from haltwise._core.arrays import array_names, read_arrays
 from haltwise._core.errors import require
 from haltwise._core.settings import price_per_unit
-from haltwise.bench.cases import typical_gains
 from haltwise.bench.domain import Domain, Sample
 from haltwise.curves.curves import Curves, Direction, Floats, Integers
 
@@ -86,16 +85,19 @@ class GivenDomain(Domain):
 
     def prices(self, curves: Curves) -> tuple[float, ...] | None:
         """The one price, of a whole budget in typical gains."""
-        price = self.given_price()
+        return (self.given_price() * float(curves.budget[0]) / self.unit(curves),)
+
+    def unit(self, curves: Curves) -> float:
+        """The typical gain, or the mean gain where half of the runs gain nothing."""
         usable = np.isfinite(curves.values[curves.offset[:-1], 0]) & (curves.num_points >= 2)
         require(bool(usable.any()), f"no run in {self.path} has two points and a finite first loss")
-        gain = float(typical_gains(curves, usable)[usable][0])
+        gains = [run.loss[0] - np.nanmin(run.loss) for run in curves.select(usable)]
         require(
-            gain > 0,
-            f"half of the runs in {self.path} gain nothing, so no price can be told; if higher is "
-            "better, say so (--direction max)",
+            max(gains) > 0,
+            f"no run in {self.path} gains anything, so nothing can be lost by stopping at once; if "
+            "higher is better, say so (--direction max)",
         )
-        return (price * float(curves.budget[0]) / gain,)
+        return float(np.median(gains) or np.mean(gains))
 
     def given_price(self) -> float:
         """The price that is given, or else that of the file."""
