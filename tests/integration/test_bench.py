@@ -13,7 +13,7 @@ from in_process import Result, haltwise
 from haltwise._core.errors import DataWarning, InputError
 from haltwise.bench.domain import Question, Sample, sample_runs
 from haltwise.bench.domains import domains
-from haltwise.bench.records import BenchRecord, captured
+from haltwise.bench.records import BenchCase, BenchCell, BenchRecord, captured
 from haltwise.bench.run import GIVEN, RECORD, REFERENCE, BenchSettings, run_bench
 from haltwise.cli.bench import command
 from haltwise.curves.curves import Curves
@@ -157,6 +157,25 @@ def test_a_rule_that_loses_more_than_it_may_is_not_ahead(tmp_path: Path) -> None
     assert "in 3 of 3 comparisons" in headline(record, "best-so-far")
     (behind,) = bench_tables(record, "Reckless")[1:]
     assert (behind.name, [row[1] for row in behind.rows]) == ("bench-behind", [0, 0, 0])
+
+
+@pytest.mark.parametrize("num_groups", [1, 2])
+def test_who_breaks_the_promise_in_every_group_saves_nothing(num_groups: int) -> None:
+    """Of two groups nothing is sure, and nobody would take such a rule."""
+    groups = [str(number) for number in range(num_groups)]
+    sums = {"runs": 30.0, "cost": 100.0, "failed": 70.0, "successes": 10.0}
+    case = BenchCase(
+        "here", Question.GIVE_UP, "title", 60, 0, "", ["0.05"], groups,
+        {name: [value] * num_groups for name, value in sums.items()}, {},
+    )  # fmt: skip
+    record = BenchRecord({}, {"here/give-up": case})
+    for rule, saved, lost in (("reckless", 60.0, 3.0), ("careful", 20.0, 0.0)):
+        done = {"saved@0.05": [saved] * num_groups, "lost@0.05": [lost] * num_groups}
+        cell = BenchCell("here", Question.GIVE_UP, rule, "", done, {}, 0.0)
+        record.cells[f"here/give-up/{rule}"] = cell
+    overview, duels = bench_tables(record, "reckless")
+    assert [row[0] for row in overview.rows] == ["careful", "reckless", "oracle"]
+    assert (duels.name, duels.rows[0][1:4]) == ("bench-behind", [0, "careful", 0.2])
 
 
 def test_what_tables_could_not_tell_apart_is_refused(tmp_path: Path) -> None:

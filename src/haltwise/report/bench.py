@@ -193,7 +193,8 @@ def _duel_note(cases: Sequence[BenchCase]) -> str:
     ]
     if Question.GIVE_UP in asked:
         found.append(
-            "to give up, a rule that loses more successes than allowed for sure saves none"
+            "to give up, a rule that loses more successes than allowed, for sure or in every "
+            "group, saves none"
         )
     if any(case.question is Question.STOP and case.given_price is None for case in cases):
         found.append("prices are of a whole budget, in typical gains of a run")
@@ -258,7 +259,8 @@ def _overview(record: BenchRecord, question: Question, judged: str) -> Table:
             "they are below none."
             if question is Question.STOP
             else "Rules are ordered by their mean over the domains they apply to, each counted "
-            "between none and all, and as none where more successes than allowed are lost for sure."
+            "between none and all, and as none where more successes than allowed are lost for "
+            "sure, or in every group."
         ),
         strong=next((i for i, row in enumerate(rows) if row[0] == judged), None),
     )
@@ -312,11 +314,16 @@ def _figure(case: BenchCase, cell: BenchCell, key: str) -> float:
 
 
 def _counted(case: BenchCase, cell: BenchCell, key: str) -> BenchCell:
-    """The cell as it counts: it saves none where it loses more successes than allowed for sure."""
+    """The cell as it counts: it saves none where it loses more successes than it may.
+
+    That is where it does so for sure, or in every group: of two groups nothing is ever sure.
+    """
     if case.question is Question.STOP:
         return cell
-    share = lost(case, cell, key)
-    if (share.low if math.isfinite(share.low) else share.value) <= float(key):
+    allowed, losses = float(key), cell.sums[f"lost@{key}"]
+    by_group = zip(losses, case.sums["successes"], strict=True)
+    more = [gone > allowed * all_ for gone, all_ in by_group if all_ > 0]
+    if not (lost(case, cell, key).low > allowed or (more and all(more))):
         return cell
     name = f"saved@{key}"
     return replace(cell, sums={**cell.sums, name: [0.0] * len(cell.sums[name])})
