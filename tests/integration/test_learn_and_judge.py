@@ -20,7 +20,9 @@ from haltwise.curves.learning import Learned, folds_of, learn, rows_of
 from haltwise.curves.levels import GiveUps, candidate_levels, level_for
 from haltwise.curves.rules.last_improvement import LastImprovementRule
 from haltwise.curves.stop_model import StopCard, StopModel
+from haltwise.curves.stopping import learn_to_stop
 from haltwise.evaluation.give_up import judge_curves, judge_learned
+from haltwise.evaluation.stop_early import judge_stops
 from haltwise.models import card_of
 
 
@@ -51,6 +53,58 @@ def test_what_is_learned_saves_and_loses_little_on_runs_of_its_kind(learned: Lea
     for name, found in learned.model.card.levels.items():
         assert own.levels[name].saved.value == pytest.approx(found.saved)
         assert own.levels[name].lost.value == pytest.approx(found.lost)
+
+
+def short_runs(seed: int, target: float | None = 0.3) -> Curves:
+    """Runs of eight epochs."""
+    rng = np.random.default_rng(seed)
+    ends, speeds = rng.uniform(0.1, 0.7, (120, 1)), rng.uniform(0.3, 1.5, (120, 1))
+    losses = ends + (1 - ends) * np.exp(-speeds * np.arange(1, 9))
+    losses += 0.01 * rng.standard_normal((120, 8))
+    return Curves.from_matrix(
+        losses, np.arange(1, 9.0), target=target, group=[str(i % 10) for i in range(120)],
+        cost_unit="epochs",
+    )  # fmt: skip
+
+
+def watched(curves: Curves, model: Any, **settings: Any) -> list[int | None]:
+    """The point at which a monitor ends each run, None where it does not."""
+    ends: list[int | None] = []
+    for curve in curves:
+        monitor = RunMonitor(model, direction="min", budget=8.0, cost_unit="epochs", **settings)
+        stop = None
+        for point, (loss, cost) in enumerate(zip(curve.loss, curve.cost, strict=True)):
+            monitor.update(float(loss), cost=float(cost))
+            if monitor.should_stop:
+                stop = point
+                break
+        ends.append(stop)
+    return ends
+
+
+def test_what_is_judged_is_what_a_monitor_does_in_runs_of_few_points() -> None:
+    model, others = learn(short_runs(0)).model, short_runs(1)
+    for name, at in judge_curves(model, others).levels.items():
+        saved = lost = 0.0
+        stops = watched(others, model, target=0.3, lost=float(name))
+        for run, stop in enumerate(stops):
+            success, spent = others.success[run], others.spent[run]
+            if stop is not None and (success < 0 or stop < success):
+                saved += spent - others[run].cost[stop]
+                lost += success >= 0
+        assert at.saved.value == pytest.approx(saved / others.spent.sum())
+        assert at.lost.value == pytest.approx(lost / others.succeeded.sum())
+
+
+def test_stops_are_judged_where_a_monitor_stops_runs_of_few_points() -> None:
+    price, others = 0.1, short_runs(1, None)  # dear, so that the first points are best
+    model = learn_to_stop(short_runs(0, None), price).model
+    record = judge_stops(model, others)
+    charges = []
+    for curve, stop in zip(others, watched(others, model), strict=True):
+        end = 7 if stop is None else stop
+        charges.append(np.minimum.accumulate(curve.loss)[end] + price * curve.cost[end])
+    assert record.ways["model"].j.value == pytest.approx(np.mean(charges))
 
 
 def test_a_report_of_what_is_learned_names_the_command_that_writes_one(

@@ -19,12 +19,13 @@ from haltwise.cli.places import PATH
 from haltwise.cli.printing import say
 from haltwise.curves import Curve, Curves
 from haltwise.curves.columns import is_validation
+from haltwise.curves.levels import MIN_POINTS
 from haltwise.curves.raw import LearnedOn, NothingRecordedError
 from haltwise.curves.readers import settled
 from haltwise.curves.rule import CurveRule
 from haltwise.curves.shipped import PRETRAINED
 from haltwise.curves.stop_model import StopModel
-from haltwise.interfaces.levelled_rule import MIN_POINTS, LevelledRule
+from haltwise.interfaces.levelled_rule import LevelledRule
 
 __all__ = ["command"]
 

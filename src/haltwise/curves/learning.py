@@ -13,7 +13,7 @@ from haltwise.curves.curves import Curves, Floats
 from haltwise.curves.features import FEATURES, curve_features, shares_beside
 from haltwise.curves.folds import deal
 from haltwise.curves.forecast import MOST_ROWS, Forecast, Rows
-from haltwise.curves.levels import GiveUps, candidate_levels, level_for
+from haltwise.curves.levels import GiveUps, candidate_levels, level_for, scores_in_use
 from haltwise.curves.model import CurveCard, CurveModel, Loss, Range, cost_scale, per_cost
 
 __all__ = [
@@ -59,10 +59,8 @@ class Learned(NamedTuple):
 
     @property
     def scores(self) -> list[Floats]:
-        """Cross-fitted scores at each point of each run, as those of `CurveModel.score`."""
-        return [
-            per_cost(curve, chance) for curve, chance in zip(self.curves, self.chances, strict=True)
-        ]
+        """Cross-fitted scores of each run, as those of `CurveModel.score` by which monitors go."""
+        return _scores_of(self.curves, self.chances)
 
     def unseen(self, lost: float) -> GiveUps:
         """What giving up does at levels for a share lost that are chosen on the other folds."""
@@ -135,7 +133,7 @@ def learn(
     fitted = [cross_fit(rows, features, folds, seed, one, beside, say, most_rows) for one in bases]
     best = int(np.argmin([_log_loss(curves, chances) for chances in fitted]))
     chosen, chances = (None if len(bases) == 1 else bases[best]), fitted[best]
-    scores = [per_cost(curve, chance) for curve, chance in zip(curves, chances, strict=True)]
+    scores = _scores_of(curves, chances)
     stops = GiveUps.of(curves, scores, candidate_levels(curves, scores))
     levels = {}
     for share in lost:
@@ -160,6 +158,11 @@ def learn(
         provenance={"pretrained": chosen is not None, **(provenance or {})},
     )
     return Learned(CurveModel(forecast, card), curves, chances, folds)
+
+
+def _scores_of(curves: Curves, chances: Sequence[Floats]) -> list[Floats]:
+    pairs = zip(curves, chances, strict=True)
+    return scores_in_use([per_cost(curve, chance) for curve, chance in pairs])
 
 
 def _at_unseen_levels(

@@ -9,13 +9,18 @@ from haltwise._core.errors import require
 from haltwise.curves.curves import Booleans, Curves, Floats, Integers, Names
 
 __all__ = [
+    "MIN_POINTS",
     "GiveUps",
     "candidate_levels",
     "first_below",
     "level_for",
     "quantile_levels",
+    "scores_in_use",
     "stops_below",
 ]
+
+MIN_POINTS = 3
+"""Points that a run has before a monitor gives it up, unless it is told otherwise."""
 
 _MOST_LEVELS = 2000
 _QUANTILES = 150
@@ -84,6 +89,14 @@ class GiveUps(NamedTuple):
         """The share of successes that is lost, shape [C]."""
         share: Floats = self.lost.sum(0) / max(self.succeeded.sum(), 1)
         return share
+
+
+def scores_in_use(scores: Sequence[Floats], min_points: int = MIN_POINTS) -> list[Floats]:
+    """The scores by which monitors go: infinite before a run has as many points as it needs.
+
+    So figures are those of what is done in use.
+    """
+    return [np.where(np.arange(len(score)) < min_points - 1, np.inf, score) for score in scores]
 
 
 def first_below(score: Floats, level: Floats) -> Integers:

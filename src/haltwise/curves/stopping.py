@@ -15,7 +15,7 @@ from haltwise.curves.copies import marks_of_runs
 from haltwise.curves.curves import Curve, Curves, Floats, Integers
 from haltwise.curves.features import shares_beside
 from haltwise.curves.learning import folds_of
-from haltwise.curves.levels import quantile_levels, stops_below
+from haltwise.curves.levels import quantile_levels, scores_in_use, stops_below
 from haltwise.curves.model import cost_scale, not_early
 from haltwise.curves.progress import best_so_far
 from haltwise.curves.rule import CurveRule, cross_fitted
@@ -187,7 +187,7 @@ class _Tried(NamedTuple):
 
 def _try(rule: ForecastRule | NotEarly, curves: Curves, bills: Floats, fold: Integers) -> _Tried:
     """Choose the level on scores of a rule that has not seen the fold of a run."""
-    scores = cross_fitted(rule, curves, fold)
+    scores = scores_in_use(cross_fitted(rule, curves, fold))
     levels = quantile_levels(scores)
     stops = stops_of(scores, levels, curves)
     charges = bills[curves.offset[:-1, None] + stops]

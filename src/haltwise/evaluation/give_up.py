@@ -14,7 +14,7 @@ from haltwise.curves.copies import warn_of_seen_runs
 from haltwise.curves.curves import Curves, Floats
 from haltwise.curves.forecast import Forecast
 from haltwise.curves.learning import Learned, learn, with_room
-from haltwise.curves.levels import GiveUps
+from haltwise.curves.levels import GiveUps, scores_in_use
 from haltwise.curves.model import CurveModel, cost_scale
 from haltwise.evaluation.statistics import Interval, jackknife, share_interval
 
@@ -163,6 +163,7 @@ def judge_sizes(
 def judge_curves(model: CurveModel, curves: Curves) -> GiveUpRecord:
     """Give runs up at the levels on the model's card, and see what that saves and loses.
 
+    As in use, a run has three points before it is given up.
     Levels are in chances per unit of cost. Where the runs count cost in another unit than the card,
     they are translated by the mean budgets. Runs without a target are left out.
 
@@ -180,7 +181,8 @@ def judge_curves(model: CurveModel, curves: Curves) -> GiveUpRecord:
     scale = None if curves.cost_unit == model.card.cost_unit else cost_scale(curves)
     levels = {name: model.level(lost=float(name), scale=scale) for name in model.card.levels}
     chances = [model.chance(curve) for curve in curves]
-    scores = [model.score_of(curve, chance) for curve, chance in zip(curves, chances, strict=True)]
+    pairs = zip(curves, chances, strict=True)
+    scores = scores_in_use([model.score_of(curve, chance) for curve, chance in pairs])
     stops = {name: GiveUps.of(curves, scores, np.array([level])) for name, level in levels.items()}
     return _record(curves, chances, levels, stops)
 

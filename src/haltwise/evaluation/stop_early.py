@@ -9,6 +9,7 @@ import torch
 from haltwise.curves.budgets import shares_to_try, stops_at_shares
 from haltwise.curves.copies import warn_of_seen_runs
 from haltwise.curves.curves import Curves, Floats, Integers
+from haltwise.curves.levels import scores_in_use
 from haltwise.curves.stop_model import StopModel
 from haltwise.curves.stopping import LearnedStop, judgeable, stops_of, worth_of
 from haltwise.evaluation.statistics import Interval, captured_gain, jackknife
@@ -85,7 +86,7 @@ def judge_stops(
     model.require_unit(curves.cost_unit)
     warn_of_seen_runs(model, curves)
     curves, worth = judgeable(curves.with_budgets(), worth_of(curves, returned))
-    scores = [model.score(curve) for curve in curves]
+    scores = scores_in_use([model.score(curve) for curve in curves])
     stops = stops_of(scores, np.array([model.fixed_level]), curves)
     return _record(model, curves, worth, stops[:, 0])
 

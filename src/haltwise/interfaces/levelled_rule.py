@@ -11,15 +11,14 @@ from haltwise._core.errors import CalibrationWarning, require, warn
 from haltwise._core.settings import real_number, shown, whole_number
 from haltwise.certificates import Certificate
 from haltwise.curves.curves import Curve, Curves
+from haltwise.curves.levels import MIN_POINTS
 from haltwise.curves.model import CurveModel
 from haltwise.curves.rule import CurveRule
 from haltwise.curves.shipped import load_curve_rule
 from haltwise.curves.stop_model import StopModel
 
-__all__ = ["MIN_POINTS", "LevelledRule"]
+__all__ = ["LevelledRule"]
 
-MIN_POINTS = 3
-"""A run of fewer points is not given up, unless told otherwise."""
 _FAR = 2.0  # times the budgets that were certified
 _LOST = 0.01  # share of successes, unless told otherwise
 

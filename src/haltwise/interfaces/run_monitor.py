@@ -16,9 +16,10 @@ from haltwise._core.settings import one_of, price_per_unit, real_number, shown
 from haltwise.certificates import Certificate
 from haltwise.curves.columns import direction_of
 from haltwise.curves.curves import Curve, Direction, aim
+from haltwise.curves.levels import MIN_POINTS
 from haltwise.curves.rule import CurveRule
 from haltwise.curves.rules.windowed_improvement import WindowedImprovementRule
-from haltwise.interfaces.levelled_rule import MIN_POINTS, LevelledRule
+from haltwise.interfaces.levelled_rule import LevelledRule
 
 __all__ = ["Number", "RunMonitor", "warn_of_direction"]
 

@@ -8,7 +8,7 @@ import numpy as np
 from haltwise._core.errors import require
 from haltwise._core.settings import whole_number
 from haltwise.curves.curves import Curve, Curves, Floats, Integers
-from haltwise.curves.levels import GiveUps, first_below
+from haltwise.curves.levels import MIN_POINTS, GiveUps, first_below, scores_in_use
 from haltwise.curves.model import CurveModel, cost_scale
 from haltwise.report.formats import as_given, count, percent, plural, rounded, short
 from haltwise.report.page import write_template
@@ -22,7 +22,7 @@ _NOTES = {
     "chance": "What the model took for the chance to meet the target within the budget, each time "
     "from no more than the curve up to there.",
     "worth": "The chance per unit of the cost to come. The run is given up where it falls below "
-    "the price; before a twentieth of the budget nothing is given up.",
+    "the price; before a twentieth of the budget and the third point nothing is given up.",
     "all": "Every price of the slider, for all runs in the file; the diamond is this one. Runs "
     "that the model was learned on look better here than others will.",
 }
@@ -36,7 +36,7 @@ def write_replay(
     name: str,
     runs_name: str,
     num_runs: int = 12,
-    min_points: int = 3,
+    min_points: int = MIN_POINTS,
 ) -> Path:
     """Write one HTML page on which recorded runs are given up at any price.
 
@@ -80,9 +80,8 @@ def replay(model: CurveModel, curves: Curves, *, num_runs: int, min_points: int)
     require(1 <= num_runs <= _MOST, f"num_runs must lie in 1..{_MOST}, got {num_runs}")
     min_points = whole_number("min_points", min_points)
     chances = [model.chance(curve) for curve in curves]
-    scores = [model.score_of(curve, chance) for curve, chance in zip(curves, chances, strict=True)]
-    for score in scores:
-        score[: min_points - 1] = np.inf
+    pairs = zip(curves, chances, strict=True)
+    scores = scores_in_use([model.score_of(curve, chance) for curve, chance in pairs], min_points)
     levels = _levels(model, curves)
     prices = _prices(scores, levels)
     stops = GiveUps.of(curves, scores, prices)
