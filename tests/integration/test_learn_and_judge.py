@@ -105,6 +105,8 @@ def test_stops_are_judged_where_a_monitor_stops_runs_of_few_points() -> None:
         end = 7 if stop is None else stop
         charges.append(np.minimum.accumulate(curve.loss)[end] + price * curve.cost[end])
     assert record.ways["model"].j.value == pytest.approx(np.mean(charges))
+    with pytest.raises(InputError, match=r"succeed or not.*leave the target out"):
+        RunMonitor(model, direction="min", target=0.3)
 
 
 def test_a_report_of_what_is_learned_names_the_command_that_writes_one(

@@ -19,6 +19,7 @@ from haltwise.curves.curves import Curve, Direction, aim
 from haltwise.curves.levels import MIN_POINTS
 from haltwise.curves.rule import CurveRule
 from haltwise.curves.rules.windowed_improvement import WindowedImprovementRule
+from haltwise.curves.stop_model import StopModel
 from haltwise.interfaces.levelled_rule import LevelledRule
 
 __all__ = ["Number", "RunMonitor", "warn_of_direction"]
@@ -142,6 +143,11 @@ class RunMonitor:
             math.isfinite(self._target) or not self._rule.is_learned,
             "a learned rule forecasts whether a run will meet its target, but there is none; give "
             "a target",
+        )
+        require(
+            target is None or not isinstance(self._rule.rule, StopModel),
+            "this model stops runs early, whether they succeed or not, and was judged by that; "
+            "leave the target out",
         )
         self._own_budget = math.nan if budget is None else real_number("the budget", budget)
         require(not self._own_budget <= 0, f"the budget must be above 0, got {self._own_budget:g}")
