@@ -96,6 +96,30 @@ def test_what_is_judged_is_what_a_monitor_does_in_runs_of_few_points() -> None:
         assert at.lost.value == pytest.approx(lost / others.succeeded.sum())
 
 
+def test_levels_in_another_unit_are_judged_as_a_monitor_translates_them() -> None:
+    """By the budget of each run, of which some have ten times that of others."""
+    model, rng = learn(short_runs(0)).model, np.random.default_rng(2)
+    budgets = np.tile([20.0, 200.0], 60)
+    ends, speeds = rng.uniform(0.1, 0.7, (120, 1)), rng.uniform(0.3, 1.5, (120, 1))
+    losses = ends + (1 - ends) * np.exp(-speeds * np.arange(1, 9))
+    others = Curves.from_matrix(
+        losses, np.arange(1, 9) / 8 * budgets[:, None], target=0.3, budget=budgets, cost_unit="kWh"
+    )
+    for name, at in judge_curves(model, others).levels.items():
+        saved = 0.0
+        for run, curve in enumerate(others):
+            monitor = RunMonitor(
+                model, direction="min", target=0.3, budget=budgets[run], lost=float(name)
+            )
+            for loss, cost in zip(curve.loss, curve.cost, strict=True):
+                monitor.update(float(loss), cost=float(cost))
+                if monitor.should_stop:
+                    saved += max(others.spent[run] - cost, 0.0)
+                    break
+        assert at.saved.value == pytest.approx(saved / others.spent.sum())
+        assert at.saved.value > 0
+
+
 def test_stops_are_judged_where_a_monitor_stops_runs_of_few_points() -> None:
     price, others = 0.1, short_runs(1, None)  # dear, so that the first points are best
     model = learn_to_stop(short_runs(0, None), price).model

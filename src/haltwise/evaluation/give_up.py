@@ -165,7 +165,8 @@ def judge_curves(model: CurveModel, curves: Curves) -> GiveUpRecord:
 
     As in use, a run has three points before it is given up.
     Levels are in chances per unit of cost. Where the runs count cost in another unit than the card,
-    they are translated by the mean budgets. Runs without a target are left out.
+    they are translated by the budget of each run, as in use, and the record has that of a mean
+    budget. Runs without a target are left out.
 
     Raises:
         InputError: No run has a target, or none a budget above 0.
@@ -181,8 +182,13 @@ def judge_curves(model: CurveModel, curves: Curves) -> GiveUpRecord:
     scale = None if curves.cost_unit == model.card.cost_unit else cost_scale(curves)
     levels = {name: model.level(lost=float(name), scale=scale) for name in model.card.levels}
     chances = [model.chance(curve) for curve in curves]
-    pairs = zip(curves, chances, strict=True)
-    scores = scores_in_use([model.score_of(curve, chance) for curve, chance in pairs])
+    sizes = np.ones(curves.num_runs) if scale is None else curves.budget / scale
+    scores = scores_in_use(
+        [
+            model.score_of(curve, chance) * size
+            for curve, chance, size in zip(curves, chances, sizes, strict=True)
+        ]
+    )
     stops = {name: GiveUps.of(curves, scores, np.array([level])) for name, level in levels.items()}
     return _record(curves, chances, levels, stops)
 
