@@ -1,11 +1,13 @@
 """The points of runs that a forecast is fitted to: what they say of the run must be true."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 
 from haltwise import Curves
 from haltwise.curves.curves import Direction
-from haltwise.curves.features import FEATURES, curve_features
+from haltwise.curves.features import FEATURES
 from haltwise.curves.forecast import Forecast
 from haltwise.curves.learning import cross_fit, learn, rows_of
 
@@ -81,11 +83,23 @@ def test_a_forecast_learned_elsewhere_is_taken_where_it_lowers_the_log_loss() ->
     curves = runs_of("min", seed=2).with_groups([str(run % 3) for run in range(40)])
     base = Forecast.fit(rows_of(runs_of("min", seed=3), seed=0), seed=0)
     found = learn(curves, base=base)
-    features = [curve_features(curve) for curve in found.curves]
-    own = rows_of(found.curves, 0, features)
-    without, beside = (cross_fit(own, features, found.folds, 0, each) for each in (None, base))
+    own = rows_of(found.curves, 0)
+    without, beside = (cross_fit(own, found.curves, found.folds, 0, each) for each in (None, base))
     assert log_loss(found.curves, beside) < log_loss(found.curves, without)
     for chance, expected in zip(found.chances, beside, strict=True):
         np.testing.assert_array_equal(chance, expected)
     assert found.model.card.provenance["pretrained"] is True
     assert found.model.forecast.base is not None
+
+
+def test_learning_from_long_runs_does_not_hold_the_features_of_all_their_points() -> None:
+    rng = np.random.default_rng(0)
+    ends = rng.uniform(0.2, 1.8, (24, 1))
+    losses = ends + (3 - ends) * np.exp(-np.arange(4000) / 500)
+    curves = Curves.from_matrix(losses, target=1.0, group=[str(run % 4) for run in range(24)])
+    pytest.importorskip("sklearn.ensemble")  # whose modules are not counted
+    tracemalloc.start()
+    learn(curves)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < len(curves.cost) * len(FEATURES) * 8

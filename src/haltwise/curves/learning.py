@@ -9,7 +9,7 @@ import numpy.typing as npt
 from haltwise._core.errors import DataWarning, require, warn
 from haltwise._core.settings import one_of
 from haltwise.curves.copies import marks_of_runs, warn_of_copied_runs
-from haltwise.curves.curves import Curves, Floats
+from haltwise.curves.curves import Curves, Floats, Integers
 from haltwise.curves.features import FEATURES, curve_features, shares_beside
 from haltwise.curves.folds import deal
 from haltwise.curves.forecast import MOST_ROWS, Forecast, Rows
@@ -33,6 +33,7 @@ LOST = (0.01, 0.02, 0.05)
 EndedEarly = Literal["failures", "left out"]
 """What runs count as that ended before their budget without meeting their target."""
 
+_AT_ONCE = 2**14  # points forecast at once, whose features take 6 MB
 _POINTS = 20  # of a run, evenly spread over its budget, are learned from
 _EASIER, _EASIER_WEIGHT = 2, 0.5  # targets a run beside its own, and the weight of their rows
 _FOLDS = 12
@@ -127,10 +128,9 @@ def learn(
     folds = folds_of(curves, seed)
     num_folds = int(folds.max()) + 1
     say(f"{curves.num_runs} runs, {len(np.unique(curves.group))} groups, {num_folds} folds")
-    features = [curve_features(curve) for curve in curves]
-    rows = rows_of(curves, seed, features)
+    rows = rows_of(curves, seed)
     bases = [base] if base is None or curves.num_runs >= _MANY else [None, base]
-    fitted = [cross_fit(rows, features, folds, seed, one, beside, say, most_rows) for one in bases]
+    fitted = [cross_fit(rows, curves, folds, seed, one, beside, say, most_rows) for one in bases]
     best = int(np.argmin([_log_loss(curves, chances) for chances in fitted]))
     chosen, chances = (None if len(bases) == 1 else bases[best]), fitted[best]
     scores = _scores_of(curves, chances)
@@ -254,7 +254,7 @@ def folds_of(curves: Curves, seed: int, most: int = _FOLDS) -> npt.NDArray[np.in
     return deal(np.arange(curves.num_runs).astype(str), most, seed)
 
 
-def rows_of(curves: Curves, seed: int, features: Sequence[Floats] | None = None) -> Rows:
+def rows_of(curves: Curves, seed: int) -> Rows:
     """Points of runs to fit a forecast to, some with easier targets than the run's own.
 
     What a run would have been with another target is known as well, as long as the target is
@@ -264,10 +264,8 @@ def rows_of(curves: Curves, seed: int, features: Sequence[Floats] | None = None)
     Args:
         curves: Runs.
         seed: Of the targets.
-        features: Those of the runs at their own targets, where they are known already.
     """
-    found = features or [curve_features(curve) for curve in curves]
-    parts = [_rows(curves, found, easier=False)]
+    parts = [_rows(curves, easier=False)]
     rng = np.random.default_rng(seed)
     reached = np.array([_reached(curve.loss) for curve in curves])
     sign = -1.0 if curves.direction == "max" else 1.0
@@ -283,15 +281,15 @@ def rows_of(curves: Curves, seed: int, features: Sequence[Floats] | None = None)
                 target[mine] = sign * np.maximum(drawn, sign * curves.target[mine])
         known = np.isfinite(target)
         easier = curves.with_targets(target).select(known)
-        part = _rows(easier, [curve_features(curve) for curve in easier], easier=True)
+        part = _rows(easier, easier=True)
         parts.append(part._replace(run=np.flatnonzero(known)[part.run]))
     return Rows.join(parts)
 
 
-def _rows(curves: Curves, features: Sequence[Floats], *, easier: bool) -> Rows:
+def _rows(curves: Curves, *, easier: bool) -> Rows:
     success, weight = curves.success, _EASIER_WEIGHT if easier else 1.0
     parts = []
-    for run, (curve, found) in enumerate(zip(curves, features, strict=True)):
+    for run, curve in enumerate(curves):
         end = success[run] if success[run] >= 0 else curve.num_points
         place = np.arange(min(1, end - 1), end) if end > 0 else np.arange(0)
         share = np.floor(_POINTS * curve.cost[place] / curve.budget)
@@ -299,7 +297,7 @@ def _rows(curves: Curves, features: Sequence[Floats], *, easier: bool) -> Rows:
         num = len(place)
         parts.append(
             Rows(
-                found[place],
+                curve_features(curve)[place],
                 np.full(num, success[run] >= 0),
                 np.full(num, weight / max(num, 1)),
                 np.full(num, run),
@@ -311,7 +309,7 @@ def _rows(curves: Curves, features: Sequence[Floats], *, easier: bool) -> Rows:
 
 def cross_fit(
     rows: Rows,
-    features: Sequence[Floats],
+    curves: Curves,
     folds: npt.NDArray[np.int64],
     seed: int,
     base: Forecast | None = None,
@@ -320,19 +318,27 @@ def cross_fit(
     most_rows: int = MOST_ROWS,
 ) -> list[Floats]:
     """The chances at each point of each run, by a forecast that has not seen the run's fold."""
-    chances: list[Floats] = [np.empty(0)] * len(features)
+    chances: list[Floats] = [np.empty(0)] * curves.num_runs
     num_folds = int(folds.max()) + 1
     for fold in range(num_folds):
         others = Rows.join([rows.select(folds[rows.run] != fold), *beside])
         forecast = Forecast.fit(others, seed=seed, base=base, most_rows=most_rows)
-        mine = np.flatnonzero(folds == fold).tolist()
-        if mine:
-            found = forecast.chance(np.concatenate([features[run] for run in mine]))
-            ends = np.cumsum([len(features[run]) for run in mine])[:-1]
+        for mine in _portions(np.flatnonzero(folds == fold), curves.num_points):
+            features = [curve_features(curves[run]) for run in mine]
+            found = forecast.chance(np.concatenate(features))
+            ends = np.cumsum([len(each) for each in features])[:-1]
             for run, chance in zip(mine, np.split(found, ends), strict=True):
                 chances[run] = chance
         say(f"fold {fold + 1} of {num_folds}")
     return chances
+
+
+def _portions(runs: Integers, num_points: Integers) -> list[list[int]]:
+    """The runs, so many at once that features of their points take little room."""
+    portion = np.cumsum(num_points[runs]) // _AT_ONCE
+    return [
+        part.tolist() for part in np.split(runs, np.flatnonzero(np.diff(portion)) + 1) if len(part)
+    ]
 
 
 def _log_loss(curves: Curves, chances: Sequence[Floats]) -> float:
