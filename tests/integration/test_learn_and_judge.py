@@ -15,6 +15,7 @@ import haltwise
 from haltwise import Curves, FitWarning, InputError, RunMonitor
 from haltwise._core.errors import DataWarning
 from haltwise.cli import cli
+from haltwise.cli import learn as learn_command
 from haltwise.curves import forecast, load_curve_model
 from haltwise.curves.learning import Learned, folds_of, learn, rows_of
 from haltwise.curves.levels import GiveUps, candidate_levels, level_for
@@ -333,6 +334,35 @@ def test_commands_write_a_model_a_report_and_a_judgement(
     done = CliRunner().invoke(cli, ["learn", str(tmp_path / "past.csv"), "--out", str(out)])
     assert done.exit_code != 0
     assert "there is a model" in str(done.exception or done.output)
+
+
+def test_an_interrupt_among_the_sizes_costs_neither_figures_nor_page(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What fewer runs would have been worth takes as long as all that was learned before."""
+    monkeypatch.setitem(forecast._BOOSTED, "max_iter", 10)
+    rows = [
+        f"{number},t{number % 3},{step},{loss}"
+        for number, curve in enumerate(some_runs(80, 0))
+        for step, loss in zip(curve.cost, curve.loss, strict=True)
+    ]
+    (tmp_path / "past.csv").write_text("\n".join(["run,team,step,loss", *rows]))
+    named = ["--cost", "step", "--metric", "loss", "--group", "team", "--target", "1.0"]
+    learning = ["learn", str(tmp_path / "past.csv"), *named, "--out"]
+    whole = CliRunner().invoke(cli, [*learning, str(tmp_path / "whole"), "--no-sizes"])
+
+    def interrupted(line: str) -> None:
+        if "past runs" in line:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(learn_command, "say", interrupted)
+    done = CliRunner().invoke(cli, [*learning, str(tmp_path / "half")])
+    assert done.exit_code != 0
+    half = json.loads((tmp_path / "half" / "record.json").read_text())
+    assert half == json.loads((tmp_path / "whole" / "record.json").read_text())
+    assert "Where it fails" in (tmp_path / "half" / "report.html").read_text()
+    assert "successes that may be lost" in whole.output
+    assert "successes that may be lost" in done.output
 
 
 JUDGE, LEARN = ("judge", "training-runs", "none.csv"), ("learn", "none.csv")

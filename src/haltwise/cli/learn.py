@@ -18,10 +18,10 @@ from haltwise.cli.curve_options import curve_options, given_options, read_curves
 from haltwise.cli.places import PathType
 from haltwise.cli.printing import print_table, say, write_json
 from haltwise.curves.curves import Curves
-from haltwise.curves.learning import EndedEarly, learn
+from haltwise.curves.learning import EndedEarly, Learned, learn
 from haltwise.curves.shipped import PRETRAINED, load_curve_model
 from haltwise.curves.stopping import learn_to_stop
-from haltwise.evaluation.give_up import judge_learned, judge_sizes, with_targets
+from haltwise.evaluation.give_up import GiveUpRecord, judge_learned, judge_sizes, with_targets
 from haltwise.evaluation.stop_early import judge_learned_stop
 from haltwise.report.give_up import levels_table, write_give_up
 from haltwise.report.stop_early import ways_table, write_stop_early
@@ -135,13 +135,18 @@ def command(
     record = judge_learned(learned, None if price is None else price / value)
     make_directory(out)
     learned.model.save(path, new=True)
-    if sizes:
-        record = judge_sizes(record, learned, base, say)
-    write_json(out / "record.json", record.to_json())
-    page = write_give_up(out / "report.html", record, learned)
+    page = _write(out, record, learned)
     print_table(levels_table(record))
+    if sizes:  # an interrupt costs these alone
+        page = _write(out, judge_sizes(record, learned, base, say), learned)
     say(path)
     say(page)
+
+
+def _write(out: Path, record: GiveUpRecord, learned: Learned) -> Path:
+    """Write the figures of a model beside it, and a page of them, whose path is returned."""
+    write_json(out / "record.json", record.to_json())
+    return write_give_up(out / "report.html", record, learned)
 
 
 def _require_use(reading: Mapping[str, Any], *, stop_early: bool, price: float | None) -> None:
