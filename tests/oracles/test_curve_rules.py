@@ -478,6 +478,30 @@ def test_no_rule_looks_ahead(
             np.testing.assert_allclose(rule.last_score(before), part[-1], rtol=1e-9, err_msg=name)
 
 
+LAST_AT_ONCE = (
+    *(PatienceRule(wait) for wait in ("points", "budget")),
+    *(WindowedImprovementRule(0.1, window) for window in (1, 3, 20)),
+    *(UntunedImprovementRule(price) for price in (None, 0.1)),
+)
+
+
+@given(
+    losses=st.lists(st.one_of(values, st.integers(-2, 2).map(float)), min_size=1, max_size=30),
+    is_steady=st.booleans(),
+    direction=st.sampled_from(["min", "max"]),
+)
+def test_the_last_score_is_that_of_the_whole_curve(
+    losses: list[float], is_steady: bool, direction: Any
+) -> None:
+    if is_steady:
+        losses = sorted(np.nan_to_num(np.array(losses), nan=5.0, posinf=5.0), reverse=True)
+    sign = -1.0 if direction == "max" else 1.0
+    loss = sign * np.array(losses)
+    run = Curve(np.arange(1.0, len(loss) + 1), {"loss": loss}, "loss", direction, np.nan, 50.0)
+    for rule in LAST_AT_ONCE:
+        np.testing.assert_allclose(rule.last_score(run), rule.score(run)[-1], err_msg=str(rule))
+
+
 def test_best_so_far_ignores_what_is_not_known() -> None:
     found = best_so_far(np.array([np.nan, 3.0, np.nan, 4.0, 2.0]))
     assert found.tolist() == [np.inf, 3.0, 3.0, 3.0, 2.0]

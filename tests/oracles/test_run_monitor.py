@@ -3,6 +3,7 @@
 import copy
 import json
 import math
+import tracemalloc
 import warnings
 from typing import Any, cast
 
@@ -201,6 +202,47 @@ def test_nan_is_the_worst_value(direction: Any, worst: float) -> None:
     assert monitor.should_stop
     assert monitor.curve.loss.tolist() == [0, math.inf, math.inf, math.inf]
     assert np.isnan(monitor.curve.columns["aside"]).all()
+
+
+class Keeps(CurveRule):
+    """Keeps all curves that it is shown, which no rule should need to."""
+
+    def __init__(self) -> None:
+        self.shown: list[Curve] = []
+
+    def score(self, curve: Curve) -> Floats:
+        self.shown.append(curve)
+        return np.ones(curve.num_points)
+
+
+def test_what_a_rule_was_shown_stays_as_it_was() -> None:
+    rule, costs = Keeps(), [0.0, 1.0, 2.0, 1.5, 2.5, 0.5]
+    monitor = RunMonitor(rule, level=0.0, min_points=1)
+    expected = []
+    for place, cost in enumerate(costs):
+        monitor.update(10.0 - place, cost=cost)
+        expected.append(monitor.curve)
+        monitor.curve.cost[:] = -1  # a copy
+    for shown, known in zip(rule.shown, expected, strict=True):
+        np.testing.assert_array_equal(shown.cost, known.cost)
+        np.testing.assert_array_equal(shown.columns["loss"], known.columns["loss"])
+        with pytest.raises(ValueError, match="read-only"):
+            shown.cost[:] = 0
+    assert monitor.curve.cost.tolist() == [0.0, 0.5]
+
+
+def test_a_late_update_copies_nothing_of_a_long_run() -> None:
+    monitor, num = RunMonitor(price=1e-9), 100_000
+    state = monitor.state_dict()
+    past = {"cost": [*range(num)], "columns": {"loss": [2.0 - n / num for n in range(num)]}}
+    monitor.load_state_dict({**state, **past, "counted": True, "steps": num})
+    monitor.update(0.9)
+    tracemalloc.start()
+    monitor.update(0.8)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert not monitor.should_stop
+    assert peak < num
 
 
 def test_costs_count_from_zero() -> None:

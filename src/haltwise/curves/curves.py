@@ -82,6 +82,17 @@ class Curve(NamedTuple):
         sign = -1.0 if self.direction == "max" else 1.0
         return sign * self.columns[self.metric]
 
+    def lowest(self, num_points: int | None = None) -> float:
+        """The lowest loss that is known of the first points, all if None; infinite if none is."""
+        values = self.columns[self.metric][:num_points]
+        best: tuple[np.ufunc, ...] = (np.minimum, np.fmin)
+        sign = 1.0
+        if self.direction == "max":
+            best, sign = (np.maximum, np.fmax), -1.0
+        # The first is several times as fast, and NaN where any value is.
+        found = (float(each.reduce(values, initial=sign * np.inf)) for each in best)
+        return sign * next(value for value in found if not np.isnan(value))
+
     @property
     def loss_target(self) -> float:
         """The target with the sign that makes lower better."""
@@ -90,13 +101,24 @@ class Curve(NamedTuple):
     @property
     def success(self) -> int:
         """The first point at which the target is met, -1 if it never is."""
-        met = np.flatnonzero(self.loss <= self.loss_target)
-        return int(met[0]) if len(met) else -1
+        if np.isnan(self.target) or self.num_points == 0:
+            return -1
+        value = self.columns[self.metric]
+        met = value >= self.target if self.direction == "max" else value <= self.target
+        first = int(met.argmax())
+        return first if met[first] else -1
 
     def until(self, num_points: int) -> "Curve":
         """The first points of the curve, all that was known then."""
-        columns = {name: values[:num_points] for name, values in self.columns.items()}
-        return self._replace(cost=self.cost[:num_points], columns=columns)
+        return self._at(slice(num_points))
+
+    def since(self, point: int) -> "Curve":
+        """The points from this one on; all where it lies before the first."""
+        return self._at(slice(max(point, 0), None))
+
+    def _at(self, points: slice) -> "Curve":
+        columns = {name: values[points] for name, values in self.columns.items()}
+        return self._replace(cost=self.cost[points], columns=columns)
 
 
 @final

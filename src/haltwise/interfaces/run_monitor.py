@@ -42,9 +42,9 @@ class RunMonitor:
 
     A value that is NaN counts as the worst there is, since the run diverged, as it does where it is
     written in a log (`haltwise.curves.read`). Where the cost goes back, the run was resumed from
-    there, and what had been logged after that point is forgotten. The rule scores the whole log
-    each time, in well under a millisecond for some hundred points; of a long loop, show every tenth
-    or hundredth step.
+    there, and what had been logged after that point is forgotten. The rule reads the whole log
+    each time, in well under a millisecond for some hundred points; with a price alone it does for a
+    million, with a learned rule show every tenth or hundredth step of a long loop.
 
     Args:
         rule: A rule on curves, or the name or path of a learned one: `"training-runs"`, which comes
@@ -251,7 +251,7 @@ class RunMonitor:
     @property
     def succeeded(self) -> bool:
         """Whether the metric has met the target."""
-        return self.curve.success >= 0
+        return self._shown().success >= 0
 
     @property
     def direction(self) -> Direction:
@@ -261,10 +261,15 @@ class RunMonitor:
     @property
     def curve(self) -> Curve:
         """What is known of the run."""
-        columns = {name: np.array(values) for name, values in self._columns.items()}
+        seen = self._shown()
+        columns = {name: values.copy() for name, values in seen.columns.items()}
+        return seen._replace(cost=seen.cost.copy(), columns=columns)
+
+    def _shown(self) -> Curve:
+        """What is known of the run, lent: of a long one copies would take longer than the rule."""
         return Curve(
-            np.array(self._cost),
-            columns,
+            _lent(self._cost),
+            {name: _lent(values) for name, values in self._columns.items()},
             self._metric,
             self._direction,
             self._target,
@@ -314,7 +319,7 @@ class RunMonitor:
                 DataWarning,
             )
         if self._reason is None:
-            curve = self.curve
+            curve = self._shown()
             if self._rule.gives_up(curve, curve.num_points - 1) is not None:
                 self._reason = self._rule.rule.why(curve)
 
@@ -327,10 +332,13 @@ class RunMonitor:
 
     def _append(self, spent: float, measured: Mapping[str, float]) -> None:
         """Note a point, and forget those that it replaces."""
+        self._cost = _unlent(self._cost)
+        self._columns = {name: _unlent(column) for name, column in self._columns.items()}
         place = bisect_left(self._cost, spent)
         again = self._cost[-1:] == array("d", [spent])  # measured in two goes
-        for name in dict.fromkeys((*self._columns, *measured)):
-            column = self._columns.setdefault(name, array("d", [math.nan]) * len(self._cost))
+        for name in [each for each in measured if each not in self._columns]:
+            self._columns[name] = array("d", [math.nan]) * len(self._cost)
+        for name, column in self._columns.items():
             before = column[place] if again else math.nan
             del column[place:]
             value = measured.get(name, math.nan)
@@ -408,6 +416,23 @@ def warn_of_direction(metric: str | None, direction: Direction) -> None:
             f"{known!r}, or give the metric another name",
             DataWarning,
         )
+
+
+def _lent(numbers: "array[float]") -> npt.NDArray[np.float64]:
+    """The numbers themselves, not to be written to."""
+    shown = np.frombuffer(numbers) if numbers else np.empty(0)
+    shown.flags.writeable = False
+    return shown
+
+
+def _unlent(numbers: "array[float]") -> "array[float]":
+    """The numbers; a copy where somebody, such as a rule, still has those that it was lent."""
+    try:
+        numbers.append(0.0)
+    except BufferError:
+        return numbers[:]
+    numbers.pop()
+    return numbers
 
 
 def _plain(numbers: Iterable[float]) -> list[float | str]:

@@ -86,6 +86,11 @@ class UntunedImprovementRule(CurveRule):
     def score(self, curve: Curve) -> Floats:
         return _rate(curve, self.price)
 
+    def last_score(self, curve: Curve) -> float:
+        # Without a price improvements are told by the way from the start.
+        seen = curve if self.price is None else curve.since(curve.num_points - 2)
+        return float(self.score(seen)[-1])
+
     def why(self, curve: Curve) -> str:
         if self.price is None:
             return super().why(curve)

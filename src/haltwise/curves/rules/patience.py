@@ -45,6 +45,16 @@ class PatienceRule(CurveRule):
         score: Floats = clock[np.maximum.accumulate(since)] - clock
         return score
 
+    def last_score(self, curve: Curve) -> float:
+        if self.tolerance:
+            return super().last_score(curve)
+        lowest = curve.lowest()  # of equals the first
+        fell = 0 if lowest == np.inf else int((curve.loss == lowest).argmax())
+        if self.wait == "points":
+            return float(fell - curve.num_points + 1)
+        spent = share_spent(curve._replace(cost=curve.cost[[fell, -1]]))
+        return float(spent[0] - spent[1])
+
     def _large(self, falls: Integers, loss: Floats) -> Integers:
         """Those of the points below all before at which it fell far enough below the last such."""
         start, best, found = first_known(loss), np.inf, []

@@ -71,6 +71,16 @@ class WindowedImprovementRule(CurveRule):
         score[known] = gained / (self.price * spent)
         return score
 
+    def last_score(self, curve: Curve) -> float:
+        num = curve.num_points
+        back = int(self._looks_back(curve.since(num - _LATELY - 2))[-1])
+        if num <= back:
+            return np.inf
+        before = curve.lowest(num - back)
+        now = min(before, curve.since(num - back).lowest())
+        gained = 0.0 if now == before else before - now  # inf to inf: none
+        return gained / (self.price * float(curve.cost[-1] - curve.cost[-1 - back]))
+
     def why(self, curve: Curve) -> str:
         rate = self.price * self.score(curve)[-1]
         many = self._looks_back(curve)[-1]
