@@ -1,6 +1,8 @@
 """The order of rows and of costs, against slow twins."""
 
+import contextlib
 import itertools
+import sys
 import warnings
 from typing import Any
 
@@ -181,3 +183,53 @@ def test_a_budget_that_is_unknown_is_the_most_that_a_run_of_its_task_spent() -> 
     )
     assert curves.budget.tolist() == [20.0, 8.0, 6.0, 6.0]  # what is known stays
     assert curves.with_budgets().budget.tolist() == curves.budget.tolist()
+
+
+LABELLED = st.lists(st.tuples(COST, st.integers(0, 3)), min_size=4, max_size=16)
+
+
+@given(LABELLED)
+def test_runs_that_a_column_tells_apart_are_seen_as_its_definition_says(
+    rows: list[tuple[int, int]],
+) -> None:
+    spent, labels = (list(column) for column in zip(*rows, strict=True))
+    pieces = [[c for c, each in rows if each == label] for label in dict.fromkeys(labels)]
+    rising = [piece == sorted(set(piece)) for piece in pieces]
+    soon = max(max(piece[:2]) for piece in pieces if piece[0] == min(p[0] for p in pieces))
+    expected = (
+        spent != sorted(set(spent))
+        and 2 <= len(pieces) <= len(rows) / 2
+        and all(rising)
+        and all(piece[0] <= soon for piece in pieces)
+    )
+    frame = {"run": ["a"] * len(rows), "cost": spent, "loss": [1.0] * len(rows), "of": labels}
+    outcome: Any = contextlib.nullcontext()
+    if expected:
+        outcome = pytest.raises(InputError, match="begins again for each 'of'")
+    with outcome, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        Curves.from_frame(frame, cost="cost", metric="loss")
+
+
+def test_a_column_of_many_values_takes_no_more_lines_than_one_of_few() -> None:
+    """A long log that counts epochs and holds a learning rate: once it took minutes."""
+
+    def lines(num: int) -> int:
+        steps, run = np.arange(10 * num), 0
+
+        def count(frame: Any, event: str, value: Any) -> Any:
+            nonlocal run
+            run += event == "line"
+            return count
+
+        frame = {"epoch": steps // 100, "loss": 1.0 / (1 + steps), "rate": 1 - steps // 10 / num}
+        before = sys.gettrace()
+        sys.settrace(count)
+        try:
+            Curves.from_frame(frame, cost="epoch", metric="loss")
+        finally:
+            sys.settrace(before)
+        return run
+
+    with pytest.warns(DataWarning, match="left out"):
+        assert lines(5000) < 2 * lines(500)

@@ -501,15 +501,24 @@ def _require_unmerged(
         found, place = np.unique(mine, return_inverse=True)
         if not 2 <= len(found) <= len(mine) / 2:
             continue
-        pieces = [spent[place == number] for number in range(len(found))]
-        earliest = min(piece[0] for piece in pieces)
-        soon = max(piece[:2].max() for piece in pieces if piece[0] == earliest)
         require(
-            not all((piece[1:] > piece[:-1]).all() and piece[0] <= soon for piece in pieces),
+            not _are_runs(spent, place),
             f"in run {label['run']!r} the cost {cost!r} begins again for each {name!r}, as if "
             f"there were {len(found)} runs; name that column as well (run=, group= or task=), or a "
             "cost that goes on",
         )
+
+
+def _are_runs(spent: Floats, part: Codes) -> bool:
+    """Whether costs rise within each part of a run, and all parts begin with it."""
+    order = np.argsort(part, kind="stable")
+    costs, begins = spent[order], np.flatnonzero(np.diff(part[order], prepend=-1))
+    rises = np.append(True, costs[1:] > costs[:-1])
+    rises[begins] = True
+    first, ends = costs[begins], np.append(begins[1:], len(costs))
+    second = costs[np.minimum(begins + 1, ends - 1)]
+    soon = np.maximum(first, second)[first == first.min()].max()
+    return bool(rises.all() and (first <= soon).all())
 
 
 def _sorted(runs: Sequence[Mapping[str, Floats]], cost: str) -> list[Mapping[str, Floats]]:
