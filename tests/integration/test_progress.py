@@ -1,11 +1,18 @@
 """Where there is no terminal, plain lines say that something goes on and for how long."""
 
+import inspect
 import io
 import time
+from pathlib import Path
 
+import numpy as np
+import pytest
+from click.testing import CliRunner
 from rich.console import Console
 
 from haltwise._core.progress import working
+from haltwise.cli import cli
+from haltwise.curves import forecast
 
 
 def told(console: Console) -> str:
@@ -41,3 +48,35 @@ def test_short_work_leaves_no_line() -> None:
     with working("recording", console):
         pass
     assert told(console) == ""
+
+
+def test_commands_on_recorded_runs_say_that_they_go_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those on tens of thousands of runs take minutes."""
+    monkeypatch.setitem(inspect.unwrap(working).__kwdefaults__, "every", 0.001)
+    monkeypatch.setitem(forecast._BOOSTED, "max_iter", 10)
+    runs, others, model, stops = (
+        str(tmp_path / name) for name in ("runs.csv", "others.csv", "model", "stops.npz")
+    )
+    for path, least in ((runs, 0.2), (others, 0.25)):
+        ends = np.linspace(least, 9 * least, 60)
+        losses = ends[:, None] + (3 - ends[:, None]) * 0.9 ** np.arange(30)
+        rows = [f"{i},{i % 3},{t},{losses[i, t]}" for i, t in np.ndindex(60, 30)]
+        Path(path).write_text("\n".join(["run,group,step,loss", *rows]))
+    np.savez(stops, losses=losses, stops=np.full(60, 10))
+    reading = ["--cost", "step", "--metric", "loss"]
+    for command, said in (
+        (["learn", runs, *reading, "--target", "1", "--out", model], ("reading", "learning")),
+        (["judge", model, others, *reading, "--target", "1"], ("reading", "judging")),
+        (
+            ["learn", runs, *reading, "--stop-early", "--price", ".01", "--out", model + "2"],
+            ("reading", "learning"),
+        ),
+        (["judge", model + "2", others, *reading], ("reading", "judging")),
+        (["stopping-report", stops, "--price", "0.01"], ("judging",)),
+    ):
+        done = CliRunner().invoke(cli, command)
+        assert done.exit_code == 0, done.output
+        assert all(f"{what}, 0 s" in done.stderr for what in said), done.stderr
+        assert not any(f"{what}, 0 s" in done.stdout for what in said)

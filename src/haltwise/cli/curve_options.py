@@ -5,8 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import click
+from rich.console import Console
 
 from haltwise._core.errors import require
+from haltwise._core.progress import working
 from haltwise.curves import Curves
 from haltwise.curves.model import CurveModel
 from haltwise.curves.raw import LearnedOn
@@ -104,7 +106,8 @@ def read_curves(
     settings = {name: value for name, value in reading.items() if name != "target_quantile"}
     for name in ("target", "budget"):
         settings[name] = _number(settings[name])
-    curves = Curves.from_runs(**settled(path, data_dir=data_dir, like=like, **settings))
+    with working("reading", Console(stderr=True)):
+        curves = Curves.from_runs(**settled(path, data_dir=data_dir, like=like, **settings))
     quantile = reading["target_quantile"]
     return curves if quantile is None else curves.targets_among_peers(quantile)
 

@@ -5,8 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import click
+from rich.console import Console
 
 from haltwise._core.errors import require
+from haltwise._core.progress import working
 from haltwise.certificates import Certificate, require_promise
 from haltwise.cli import options
 from haltwise.cli.curve_options import (
@@ -133,17 +135,20 @@ def command(
         )
     curves = read_curves(file, reading, data_dir, learned_on(model, learned))
     if isinstance(learned, StopModel):
-        stopped = judge_stops(learned, curves)
+        with working("judging", Console(stderr=True)):
+            stopped = judge_stops(learned, curves)
         print_table(ways_table(stopped))
         write_json(json_path, stopped)
         return
     rule, curves = learned, with_room(with_targets(curves))
-    record = judge_curves(rule, curves)
+    with working("judging", Console(stderr=True)):
+        record = judge_curves(rule, curves)
     document = record.to_json()
     print_table(levels_table(record))
     found = None
     if level is not None:
-        found = certify_curves(rule, curves, level=level, confidence=confidence)
+        with working("certifying", Console(stderr=True)):
+            found = certify_curves(rule, curves, level=level, confidence=confidence)
         document["certificate"] = found.to_json()
         say(found)
         if isinstance(found, Certificate):
@@ -175,7 +180,8 @@ def _judge_monitor(
         RecordedRuns.load(runs, halting.card.horizon) for runs in (test_runs, tuning_runs)
     )
     charged = halting.card.price if price is None else price
-    record = judge_runs(halting, test, tuning, price=charged)
+    with working("judging", Console(stderr=True)):
+        record = judge_runs(halting, test, tuning, price=charged)
     write_json(json_path, record)
     print_stopping(record)
     if html_path is not None:

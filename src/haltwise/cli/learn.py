@@ -8,9 +8,11 @@ from typing import Any
 
 import click
 from click.core import ParameterSource
+from rich.console import Console
 
 from haltwise._core.errors import require
 from haltwise._core.files import make_directory
+from haltwise._core.progress import working
 from haltwise._core.settings import price_per_unit
 from haltwise._core.version import __version__
 from haltwise.cli import options
@@ -124,21 +126,24 @@ def command(
         _learn_to_stop(curves, price, seed, path)
         return
     base = load_curve_model(PRETRAINED).forecast if pretrained else None
-    learned = learn(
-        with_targets(curves),
-        base=base,
-        ended_early=ended_early,
-        seed=seed,
-        progress=say,
-        provenance=_provenance(),
-    )
-    record = judge_learned(learned, None if price is None else price / value)
+    with working("learning", Console(stderr=True)):
+        learned = learn(
+            with_targets(curves),
+            base=base,
+            ended_early=ended_early,
+            seed=seed,
+            progress=say,
+            provenance=_provenance(),
+        )
+        record = judge_learned(learned, None if price is None else price / value)
     make_directory(out)
     learned.model.save(path, new=True)
     page = _write(out, record, learned)
     print_table(levels_table(record))
     if sizes:  # an interrupt costs these alone
-        page = _write(out, judge_sizes(record, learned, base, say), learned)
+        with working("learning", Console(stderr=True)):
+            record = judge_sizes(record, learned, base, say)
+        page = _write(out, record, learned)
     say(path)
     say(page)
 
@@ -170,8 +175,9 @@ def _require_use(reading: Mapping[str, Any], *, stop_early: bool, price: float |
 
 def _learn_to_stop(curves: Curves, price: float, seed: int, path: Path) -> None:
     say(f"{curves.num_runs} runs of {len(set(curves.group))} groups")
-    learned = learn_to_stop(curves, price, seed=seed, provenance=_provenance())
-    record = judge_learned_stop(learned)
+    with working("learning", Console(stderr=True)):
+        learned = learn_to_stop(curves, price, seed=seed, provenance=_provenance())
+        record = judge_learned_stop(learned)
     make_directory(path.parent)
     learned.model.save(path, new=True)
     write_json(path.parent / "record.json", record)

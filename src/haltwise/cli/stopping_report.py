@@ -5,9 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import click
+from rich.console import Console
 
 from haltwise._core.arrays import array_names, read_arrays
 from haltwise._core.errors import DataWarning, require, warn
+from haltwise._core.progress import working
 from haltwise.cli.options import direction_option, json_option
 from haltwise.cli.places import PAGE, PATH
 from haltwise.cli.printing import print_table, print_warnings, say, write_json
@@ -52,7 +54,7 @@ def command(
     integers: the run or seed that an item belongs to.
     """
     arrays = _load(traces)
-    with warnings.catch_warnings():
+    with working("judging", Console(stderr=True)), warnings.catch_warnings():
         warnings.simplefilter("ignore", DataWarning)  # the record has it, too
         record = stopping_report(**arrays, price=price, unit=CostUnit(unit), direction=direction)
     write_json(json_path, record)
