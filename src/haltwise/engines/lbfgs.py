@@ -88,10 +88,11 @@ class LBFGS(Engine):
 
         def pushed(name: str, value: Tensor) -> Tensor:
             kept = memory[name]
-            grown = torch.cat((value.unsqueeze(1), kept[:, :-1]), 1)
-            return torch.where(along(convex, kept), grown, kept).masked_fill_(
-                along(forgets, kept), 0
-            )
+            # What is kept is the most that there is, and is gone through once.
+            grown = torch.empty_like(kept)
+            torch.where(along(convex, value), value, kept[:, 0], out=grown[:, 0])
+            torch.where(along(convex, kept), kept[:, :-1], kept[:, 1:], out=grown[:, 1:])
+            return grown.masked_fill_(along(forgets, kept), 0)  # it pushed nothing
 
         return taken, {
             "scale": scale,
