@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import io
 import itertools
 import math
 import warnings
@@ -252,6 +253,25 @@ def test_a_run_that_diverged_goes_on_from_its_state(tmp_path: Path) -> None:
     other.load_state_dict(monitor.state_dict())
     other.update(math.nan, [param])
     assert other.steps == 3
+
+
+def test_the_state_of_a_long_recording_takes_little_more_than_its_signals(tmp_path: Path) -> None:
+    """A checkpoint after 100,000 rounds held as many tensors."""
+    monitor, sizes = HaltingMonitor.recording(tmp_path), []
+    for number in range(200):
+        monitor.update(1 / (1 + number))
+        if number in (99, 199):
+            torch.save(monitor.state_dict(), file := io.BytesIO())
+            sizes.append(file.tell())
+    assert sizes[1] - sizes[0] < 2 * 100 * 4 * len(SIGNALS)
+    other = HaltingMonitor.recording(tmp_path)
+    other.load_state_dict(monitor.state_dict())
+    for each in (monitor, other):
+        each.update(0.0)
+        each.close()
+    files = [load_file(path)["signals"] for path in tmp_path.iterdir()]
+    assert len(files[0]) == 201
+    assert torch.equal(*files)
 
 
 def test_an_infinite_entry_that_stays_has_not_moved(tmp_path: Path) -> None:

@@ -513,6 +513,7 @@ class HaltingMonitor:
     def state_dict(self) -> dict[str, Any]:
         """A copy of all that the run depends on, to go on exactly; tensors and plain values."""
         own = {name: getattr(self, f"_{name}") for name in _STATE}
+        own["signals"] = [torch.cat(self._signals)] if self._signals else []  # one for all rounds
         session = None if self._session is None else self._session.state()
         risk = None if self._risk is None else self._risk.state_dict()
         apart = {"memory": self._watched.memory, "session": session, "risk": risk}
@@ -543,6 +544,7 @@ class HaltingMonitor:
             self._risk.load_state_dict(state["risk"])
         for name in _STATE:
             setattr(self, f"_{name}", copy.deepcopy(state[name]))
+        self._signals = [one for some in self._signals for one in some.split(1)]
         self._is_written = False
         self._watched = WatchedParameters(copy.deepcopy(state["memory"]))
         self._session = self._new_session()
@@ -558,7 +560,8 @@ class HaltingMonitor:
             and all(fits(state[name], hint) for name, hint in _STATE.items())
             and not math.isnan(real_number("lowest", state["lowest"]))
             and state["steps"] >= (state["stop_forgone"] or 0) >= 0
-            and all(each.shape == (1, len(SIGNALS)) for each in signals)
+            and all(each.shape == (len(each), len(SIGNALS)) for each in signals)
+            and (state["begun"] is None or len(state["begun"]) == 1)
             and (products is None or (products.shape, products.dtype) == (shape, torch.float64)),
             message,
         )
