@@ -840,3 +840,26 @@ def test_runs_that_a_column_nobody_named_tells_apart_are_not_merged(kind: Any) -
     table["val"], table["loss"][4:] = [np.nan] * 4 + [2.0] * 4, [np.nan] * 4
     with pytest.warns(DataWarning, match=r"were sorted|left out"):
         assert Curves.from_frame(table, **named).num_points.tolist() == [4]
+
+
+def test_rows_of_a_long_table_are_told_by_their_numbers(tmp_path: Path) -> None:
+    """It is read in blocks and portions: a gap or a cut in one must not shift the others."""
+    path, num = tmp_path / "runs.csv", 70_000
+    lines = ["run,step,loss", *(f"r{step // 100},{step},{step}.5" for step in range(num))]
+    lines[3000:3000] = ["", ""]
+    named: Any = {"cost": "step", "metric": "loss"}
+    path.write_text("\n".join([*lines, "r700,7"]))
+    with pytest.warns(DataWarning, match="ends in the middle of a row"):
+        curves = read(path, **named)
+    assert curves.num_runs == num // 100
+    np.testing.assert_array_equal(curves.values[:, 0], np.arange(num) + 0.5)
+    for row, cells in ((1500, "r1,2,3,4"), (69_000, "r1,2,3,4"), (66_000, "r1,2")):
+        wrong = [*lines]
+        wrong[row - 1] = cells
+        path.write_text("\n".join(wrong))
+        with pytest.raises(InputError, match=f"{cells.count(',') + 1} cells in row {row},"):
+            read(path, **named)
+    lines[65_999] = "r1,2,x"
+    path.write_text("\n".join(lines))
+    with pytest.raises(InputError, match=r"'loss' of .* holds the text 'x' in row 66000"):
+        read(path, **named)

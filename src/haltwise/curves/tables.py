@@ -86,9 +86,13 @@ class PointTable:
                 self._were_numbers.add(name)
             del self._numbers[name]
         seen = self._texts.setdefault(name, {})
-        if name in self._keys:  # blanks around a name make no other run
-            cells = ["" if _is_lacking(cell) else cell.strip() for cell in cells]
-        codes = np.array([seen.setdefault(cell, len(seen)) for cell in cells], np.int64)
+        own: dict[str, int] = dict.fromkeys(cells, -1)  # most are written many times
+        for cell in own:
+            label = cell
+            if name in self._keys:  # blanks around a name make no other run
+                label = "" if _is_lacking(cell) else cell.strip()
+            own[cell] = seen.setdefault(label, len(seen))
+        codes = np.array([*map(own.__getitem__, cells)], np.int64)
         self._codes.setdefault(name, []).append((rows + self._num_rows, codes))
 
     def end(self, places: Sequence[int]) -> None:

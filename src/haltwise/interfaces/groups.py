@@ -206,8 +206,8 @@ def _read(path: Path, told_by: list[str], needed: set[str] | None) -> dict[str, 
     parts: dict[str, list[Array]] = {}
     num_rows = 0
     with opened_table(path) as (header, portions):
-        for places, rows in portions:
-            for name, cells in zip(header, zip(*rows, strict=True), strict=True):
+        for places, columns in portions:
+            for name, cells in zip(header, columns, strict=True):
                 if not name or (needed is not None and name not in needed):
                     continue
                 if name in told_by:
@@ -219,7 +219,7 @@ def _read(path: Path, told_by: list[str], needed: set[str] | None) -> dict[str, 
                         raise _text(name, str(path), places[bad], cells[bad])
                     part = numbers
                 parts.setdefault(name, []).append(part)
-            num_rows += len(rows)
+            num_rows += len(places)
     require(num_rows > 0, f"{path} has a header and no rows")
     return {name: np.concatenate(part) for name, part in parts.items()}
 

@@ -17,6 +17,7 @@ from haltwise.curves.tables import MOST_COLUMNS, PointTable
 __all__ = ["READERS", "Csv", "header_of", "is_csv", "opened_table", "read_table"]
 
 _PORTION = 2**18  # cells read at once
+_BLOCK = 2**10  # rows turned into columns at once: Python looks through all lists that there are
 _DELIMITERS = ",;\t"
 
 
@@ -56,9 +57,9 @@ def read_table(path: Path, keys: Keys | None, *, is_log: bool, name: str | None 
     """
     with opened_table(path) as (header, portions):
         table = PointTable(Keys() if keys is None else keys.of(filter(None, header)), str(path))
-        for places, rows in portions:
-            columns = zip(header, zip(*rows, strict=True), strict=True)
-            table.add({name: cells for name, cells in columns if name}, places)
+        for places, columns in portions:
+            named = zip(header, columns, strict=True)
+            table.add({name: cells for name, cells in named if name}, places)
     found = table.runs(name or stem(path), is_log=is_log)
     require(
         len(header) > 1 or any(found.runs),
@@ -69,7 +70,7 @@ def read_table(path: Path, keys: Keys | None, *, is_log: bool, name: str | None 
 
 
 Portion = tuple[Sequence[int], list[list[str]]]
-"""Rows, and their numbers in the file, in which the header is row 1."""
+"""Rows by columns, and their numbers in the file, in which the header is row 1."""
 
 
 @contextlib.contextmanager
@@ -109,32 +110,51 @@ def opened_table(path: Path) -> Iterator[tuple[list[str], Iterator[Portion]]]:
 
 def _portions(path: Path, rows: Iterator[list[str]], width: int) -> Iterator[Portion]:
     """Rows of the right width, many at a time; only the last may be cut off."""
-    number = 1
+    number, most = 1, max(1, _PORTION // width)
     cut: str | None = None
+    places: list[int] = []
+    columns: list[list[str]] = [[] for _ in range(width)]
     try:
-        while portion := list(itertools.islice(rows, max(1, _PORTION // width))):
-            good, places = [], []
-            for row in portion:
-                number += 1
-                if not row:
-                    continue
-                wrong = f"{path} has {len(row)} cells in row {number}, but {width} columns"
-                what = (
-                    "that row, or the first, which names the columns" if number == 2 else "that row"
-                )
-                require(cut is None and len(row) <= width, f"{cut or wrong}; mend {what}")
-                if len(row) < width:
-                    cut = wrong
-                else:
-                    good.append(row)
-                    places.append(number)
-            if good:
-                is_range = places[-1] - places[0] == len(places) - 1
-                yield range(places[0], places[-1] + 1) if is_range else places, good
+        while block := list(itertools.islice(rows, min(_BLOCK, most))):
+            numbers: Sequence[int] = range(number + 1, number + 1 + len(block))
+            number += len(block)
+            if cut or set(map(len, block)) != {width}:
+                cut, numbers, block = _whole(path, numbers, block, width, cut)
+            places += numbers
+            for column, cells in zip(columns, zip(*block, strict=True), strict=bool(block)):
+                column.extend(cells)
+            if len(places) >= most:
+                yield _as_range(places), columns
+                places, columns = [], [[] for _ in range(width)]
     except csv.Error as error:
         raise InputError(f"{path} is no table of values after row {number} ({error})") from None
+    if places:
+        yield _as_range(places), columns
     if cut:
         warn(f"{path} ends in the middle of a row, which is left out", DataWarning)
+
+
+def _whole(
+    path: Path, numbers: Sequence[int], rows: list[list[str]], width: int, cut: str | None
+) -> tuple[str | None, list[int], list[list[str]]]:
+    """The rows that are whole, their numbers, and what is wrong with one that is cut off."""
+    whole = []
+    for number, row in zip(numbers, rows, strict=True):
+        if not row:
+            continue
+        wrong = f"{path} has {len(row)} cells in row {number}, but {width} columns"
+        what = "that row, or the first, which names the columns" if number == 2 else "that row"
+        require(cut is None and len(row) <= width, f"{cut or wrong}; mend {what}")
+        if len(row) < width:
+            cut = wrong
+        else:
+            whole.append((number, row))
+    return cut, [number for number, _ in whole], [row for _, row in whole]
+
+
+def _as_range(places: list[int]) -> Sequence[int]:
+    is_range = places[-1] - places[0] == len(places) - 1
+    return range(places[0], places[-1] + 1) if is_range else places
 
 
 @final
