@@ -43,13 +43,15 @@ class RunMonitor:
     A value that is NaN counts as the worst there is, since the run diverged, as it does where it is
     written in a log (`haltwise.curves.read`). Where the cost goes back, the run was resumed from
     there, and what had been logged after that point is forgotten. The rule reads the whole log
-    each time, in well under a millisecond for some hundred points; with a price alone it does for a
-    million, with a learned rule show every tenth or hundredth step of a long loop.
+    each time, in well under a millisecond for some hundred points, with a price alone for a
+    million; of a long loop show a learned rule every tenth or hundredth step.
 
     Args:
         rule: A rule on curves, or the name or path of a learned one: `"training-runs"`, which comes
             with the package, or a directory that `haltwise learn` wrote, to give runs up or, with
-            `--stop-early`, to stop them where another step is not worth its price. None, with a
+            `--stop-early`, to stop them where another step is not worth its price; it takes a
+            megabyte, so of thousands of monitors give each the one that
+            `haltwise.curves.load_curve_rule` returns. None, with a
             price, ends the run after a point that gained less than it cost; where the metric is
             noisy, after twenty that did so together
             (`haltwise.curves.rules.windowed_improvement.WindowedImprovementRule`).
