@@ -1,5 +1,6 @@
 """`haltwise watch`: on logs that grow, in threads and processes of their own."""
 
+import itertools
 import json
 import math
 import os
@@ -59,6 +60,7 @@ def test_a_growing_log_is_given_up(log: Path, monkeypatch: pytest.MonkeyPatch) -
             file.write(next(parts))
 
     monkeypatch.setattr(time, "sleep", sleep)
+    monkeypatch.setattr(time, "monotonic", lambda: 0.0)
     found = watch(log, "--cost", "step", "--level", -2.5, "--exit-code")
     assert found.returncode == 3
     first, second, third = found.stdout.splitlines()
@@ -66,6 +68,24 @@ def test_a_growing_log_is_given_up(log: Path, monkeypatch: pytest.MonkeyPatch) -
     assert second == f"{log}: go on, loss 2 at 1 after 2 points"
     assert third == f"{log}: give up, loss 2.5 at 4: nothing was better for 3 points"
     assert next(parts) == "never"
+
+
+@pytest.mark.parametrize(("look", "wait"), [(0.001, 0.02), (2.0, 18.0)])
+def test_a_log_that_takes_long_to_look_at_is_looked_at_less_often(
+    log: Path, monkeypatch: pytest.MonkeyPatch, look: float, wait: float
+) -> None:
+    log.write_text("step,loss\n" + lines([0.5, 0.4]))
+    waits = []
+
+    def sleep(seconds: float) -> None:
+        waits.append(seconds)
+        with log.open("a") as file:
+            file.write(lines([0.5, 0.5, 0.5], 2))
+
+    monkeypatch.setattr(time, "sleep", sleep)
+    monkeypatch.setattr(time, "monotonic", itertools.count(0, look).__next__)
+    watch(log, "--cost", "step", "--level", -2.5)
+    assert waits == [wait]
 
 
 def test_what_keeps_a_log_from_being_read_is_said_when_it_appears(

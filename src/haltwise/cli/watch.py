@@ -31,6 +31,7 @@ __all__ = ["command"]
 
 _LINES = (".csv", ".tsv", ".jsonl", ".ndjson", ".log", ".txt")  # one point a line
 _GIVEN_UP = 3  # exit code
+_REST = 9.0  # times what a look takes, which grows with the log, to the next
 
 
 @final
@@ -79,7 +80,12 @@ class _Verdict(NamedTuple):
 @click.option(
     "--min-points", default=MIN_POINTS, show_default=True, help="Points before it is given up."
 )
-@click.option("--poll", default=5.0, show_default=True, help="Seconds between looks at the log.")
+@click.option(
+    "--poll",
+    default=5.0,
+    show_default=True,
+    help="Seconds between looks at the log; at least nine times what a look takes.",
+)
 @click.option("--once", is_flag=True, help="Say what is to be said now, and do not wait.")
 @click.option("--exit-code", is_flag=True, help="Exit with code 3 where the run is given up.")
 def command(
@@ -147,14 +153,14 @@ def _rule(name: str) -> CurveRule | str:
 
 
 def _changes(log: Path, poll: float) -> Iterator[None]:
-    """Yield at once, and whenever the log has changed."""
+    """Yield at once, and whenever the log has changed, at most a tenth of the time looking."""
     before = None
     while True:
-        now = _state(log)
+        began, now = time.monotonic(), _state(log)
         if now != before:
             before = now
             yield
-        time.sleep(poll)
+        time.sleep(max(poll, _REST * (time.monotonic() - began)))
 
 
 def _state(log: Path) -> list[tuple[str, int, int]]:
