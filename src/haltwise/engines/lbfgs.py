@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from haltwise._core.tensors import along
-from haltwise._kernels import fused
 from haltwise.engines.base import (
     Engine,
     EngineObservation,
@@ -24,6 +23,7 @@ from haltwise.engines.base import (
     is_lower,
     shortened,
 )
+from haltwise.processes.descent import direction_of_pairs
 from haltwise.rollout.ledger import MEMORY
 
 __all__ = ["LBFGS", "forecast_gain"]
@@ -106,23 +106,8 @@ class LBFGS(Engine):
 
 
 def _direction(grad: Tensor, memory: Memory) -> Tensor:
-    """-H gamma by the two loops; pairs that are not there have inverse 0 and change nothing."""
-    steps, changes, inverse = memory["steps"], memory["changes"], memory["inverse"]
-    scale = memory["scale"].unsqueeze(1)
-    if fused.serves_problems(grad, scale, inverse, steps, changes):
-        from haltwise._kernels.fused.descent import direct
-
-        return direct(grad, memory["scale"], inverse, steps, changes)
-    vector, weights = grad, []
-    for k in range(MEMORY):  # from the newest
-        weight = inverse[:, k] * (steps[:, k] * vector).sum(1)
-        vector = vector - weight.unsqueeze(1) * changes[:, k]
-        weights.append(weight)
-    vector = scale * vector
-    for k in reversed(range(MEMORY)):
-        weight = weights[k] - inverse[:, k] * (changes[:, k] * vector).sum(1)
-        vector = vector + weight.unsqueeze(1) * steps[:, k]
-    return -vector
+    pairs = (memory[name] for name in ("scale", "inverse", "steps", "changes"))
+    return direction_of_pairs(grad, *pairs)
 
 
 def forecast_gain(grad: Tensor, steps: Tensor, changes: Tensor) -> Tensor:

@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from haltwise._core.tensors import are_finite
-from haltwise._kernels import fused
+from haltwise.processes.descent import note_in_rows
 from haltwise.rollout.rows import Rows, gather_rows
 from haltwise.tasks.base import Observation
 
@@ -92,28 +91,11 @@ class Ledger:
 
     def note(self, items: Tensor, params: Tensor, loss: Tensor, grad: Tensor) -> None:
         """Note an evaluation of the problems at `items`, int64 [M]; B for none."""
-        rows = self.rows
         if self.first is None:  # that is of all
             self.first = Observation(loss, grad)
-        if self._history is None and fused.serves_problems(params, grad, loss.unsqueeze(1)):
-            from haltwise._kernels.fused.descent import note
-
-            note(rows, items, params, loss, grad)
-            return
-        count = rows["count"].index_select(0, items)
-        rows["count"].index_copy_(0, items, count + 1)
         if self._history is not None:
-            self._note_loss(items, count, loss)
-        if "last" in rows:
-            places = items * (MEMORY + 1) + count % (MEMORY + 1)
-            rows["points"].flatten(0, 1).index_copy_(0, places, params)
-            rows["grads"].flatten(0, 1).index_copy_(0, places, grad)
-            rows["last"].index_copy_(0, items, loss)
-        if "loss" in rows:
-            better = (loss < rows["loss"].index_select(0, items)) & are_finite(grad).all(1)
-            items = items.masked_fill(~better, len(rows["count"]) - 1)
-            for name, value in (("loss", loss), ("params", params), ("grad", grad), ("at", count)):
-                rows[name].index_copy_(0, items, value)
+            self._note_loss(items, self.rows["count"].index_select(0, items), loss)
+        note_in_rows(self.rows, items, params, loss, grad)
 
     def _note_loss(self, items: Tensor, count: Tensor, loss: Tensor) -> None:
         assert self._history is not None

@@ -51,11 +51,11 @@ def direct(grad: Tensor, scale: Tensor, inverse: Tensor, steps: Tensor, changes:
 def note(
     rows: dict[str, Tensor], items: Tensor, params: Tensor, loss: Tensor, grad: Tensor
 ) -> None:
-    """Note an evaluation of float32 problems in rows that `haltwise.rollout.ledger.Ledger` has.
+    """Note an evaluation of float32 problems in their rows.
 
     Args:
-        rows: Of B problems, and one that is nobody's; changed in place.
-        items: The problems, no two the same, B for none; int64 [M].
+        rows: As those of `haltwise.processes.descent.note_in_rows`, which says what they are.
+        items: The problems, int64 [M].
         params: Where they were evaluated, shape [M, D], D at most `MAX_COORDINATES`.
         loss: Shape [M].
         grad: Shape [M, D].
