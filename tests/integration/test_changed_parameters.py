@@ -45,8 +45,8 @@ def clip(model: Model) -> None:
         param.clamp_(-3, 3)
 
 
-@every_kernel
-@pytest.mark.parametrize("sign", [1.0, -1.0])
+# The interpreter is slow, so it does what is harder: to maximize.
+@pytest.mark.parametrize(("kernel", "sign"), [("", 1.0), ("", -1.0), ("triton", -1.0)])
 def test_another_run_begins_anew(kernel: str, sign: float, monkeypatch: pytest.MonkeyPatch) -> None:
     set_kernel(kernel, monkeypatch)
     model, maximize = Model(), sign < 0
