@@ -301,21 +301,32 @@ def test_a_lead_is_paired() -> None:
         assert (found.value, found.low, found.high) == (0, 0, 0)
 
 
-@pytest.mark.parametrize("num_groups", [2, 3, 5, 12])
-def test_of_rules_alike_one_is_ahead_for_sure_in_one_of_twenty_benches(num_groups: int) -> None:
-    generator = np.random.default_rng(num_groups)
-    groups = [str(number) for number in range(num_groups)]
+def alike(num_groups: int) -> BenchCase:
+    """A case in which runs are given up, of groups of one size."""
     sums = {"runs": 10.0, "cost": 100.0, "failed": 70.0, "successes": 3.0}
-    case = BenchCase(
+    groups = [str(number) for number in range(num_groups)]
+    return BenchCase(
         "here", Question.GIVE_UP, "title", 10 * num_groups, 0, "", ["0.05"], groups,
         {name: [value] * num_groups for name, value in sums.items()}, {},
     )  # fmt: skip
-    sure = 0
+
+
+def saving(saved: Sequence[float]) -> BenchCell:
+    """A rule that saves so much in each group."""
+    return BenchCell("here", Question.GIVE_UP, "rule", "", {"saved@0.05": [*saved]}, {}, 0.0)
+
+
+def test_shares_saved_differ_by_no_more_than_all() -> None:
+    found = lead(alike(2), saving([90, 0]), saving([0, 10]), "0.05")
+    assert found.value == pytest.approx(0.4)
+    assert (found.low, found.high) == (-1, 1)
+
+
+@pytest.mark.parametrize("num_groups", [2, 3, 5, 12])
+def test_of_rules_alike_one_is_ahead_for_sure_in_one_of_twenty_benches(num_groups: int) -> None:
+    generator, case, sure = np.random.default_rng(num_groups), alike(num_groups), 0
     for _ in range(400):
-        one, other = (
-            BenchCell("here", Question.GIVE_UP, "rule", "", {"saved@0.05": list(gained)}, {}, 0.0)
-            for gained in generator.normal(30, 5, (2, num_groups))
-        )
+        one, other = map(saving, generator.normal(30, 5, (2, num_groups)))
         ahead = lead(case, one, other, "0.05")
         sure += not ahead.low <= 0 <= ahead.high
     assert 4 <= sure <= 36  # of 400 by chance: 20 are due, and four standard deviations about them

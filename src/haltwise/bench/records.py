@@ -137,7 +137,7 @@ def cell_of(
 def saved(case: BenchCase, cell: BenchCell, key: str) -> Interval:
     """The share of all cost that is saved where so many successes may be lost."""
     found = _interval(torch.div, cell.sums[f"saved@{key}"], case.sums["cost"])
-    return Interval(found.value, max(found.low, 0.0), min(found.high, 1.0))
+    return _cut(found, 0.0)
 
 
 def lost(case: BenchCase, cell: BenchCell, key: str) -> Interval:
@@ -170,7 +170,8 @@ def lead(case: BenchCase, own: BenchCell, other: BenchCell, key: str) -> Interva
             lambda own, other, *bounds: _gain(other, own, *bounds), *sums, *_bounds(case, key)
         )
     sums = own.sums[f"saved@{key}"], other.sums[f"saved@{key}"]
-    return _interval(lambda own, other, cost: (own - other) / cost, *sums, case.sums["cost"])
+    found = _interval(lambda own, other, cost: (own - other) / cost, *sums, case.sums["cost"])
+    return _cut(found, -1.0)
 
 
 def _bounds(case: BenchCase, key: str) -> tuple[Any, Any]:
@@ -196,6 +197,11 @@ def _gain(paid: Tensor, own: Tensor, oracle: Tensor, fixed: Tensor) -> Tensor:
 def _over_groups(values: Floats, case: Case) -> list[float]:
     _, group = np.unique(case.shown.group, return_inverse=True)
     return [float(f"{each:.12g}") for each in np.bincount(group, values)]
+
+
+def _cut(found: Interval, least: float) -> Interval:
+    """The interval of a share, or of the difference of two, which is no less than `least`."""
+    return Interval(found.value, max(found.low, least), min(found.high, 1.0))
 
 
 def _interval(statistic: Callable[..., Tensor], *columns: Any) -> Interval:
