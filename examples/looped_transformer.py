@@ -8,7 +8,7 @@ puzzles set aside, the share solved is that of all loops. The puzzles are genera
     python examples/looped_transformer.py sudoku --figure sudoku.html
     python examples/looped_transformer.py sudoku6 --num-steps 3500
 
-A sixth to a third of the loops solve what all loops do, to .5 points, 1.6 to 3 times as fast
+A sixth to three eighths of the loops solve what all do, to .8 points, 1.6 to 3 times as fast
 (docs/adaptive-examples.md).
 """
 
