@@ -351,11 +351,10 @@ def test_an_interrupt_among_the_sizes_costs_neither_figures_nor_page(
     learning = ["learn", str(tmp_path / "past.csv"), *named, "--out"]
     whole = CliRunner().invoke(cli, [*learning, str(tmp_path / "whole"), "--no-sizes"])
 
-    def interrupted(line: str) -> None:
-        if "past runs" in line:
-            raise KeyboardInterrupt
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
 
-    monkeypatch.setattr(learn_command, "say", interrupted)
+    monkeypatch.setattr(learn_command, "judge_sizes", interrupted)
     done = CliRunner().invoke(cli, [*learning, str(tmp_path / "half")])
     assert done.exit_code != 0
     half = json.loads((tmp_path / "half" / "record.json").read_text())

@@ -1,7 +1,12 @@
 """Where there is no terminal, plain lines say that something goes on and for how long."""
 
+import contextlib
 import inspect
 import io
+import os
+import re
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -80,3 +85,33 @@ def test_commands_on_recorded_runs_say_that_they_go_on(
         assert done.exit_code == 0, done.output
         assert all(f"{what}, 0 s" in done.stderr for what in said), done.stderr
         assert not any(f"{what}, 0 s" in done.stdout for what in said)
+        assert "fold " not in done.stdout  # which on a terminal would run on from a spinner
+
+
+WARNED = """
+import time, warnings
+from rich.console import Console
+from haltwise import cli
+from haltwise._core.progress import working
+warnings.showwarning = cli._show_warning
+with working("reading", Console(stderr=True)):
+    time.sleep(0.3)
+    warnings.warn("odd")
+    time.sleep(0.3)
+"""
+
+
+def test_a_warning_has_a_line_of_its_own_on_a_terminal() -> None:
+    pty = pytest.importorskip("pty")
+    ours, theirs = pty.openpty()
+    environment = os.environ | {"TERM": "xterm"}
+    subprocess.run([sys.executable, "-c", WARNED], stderr=theirs, env=environment, check=True)
+    os.close(theirs)
+    shown = b""
+    with contextlib.suppress(OSError):  # Linux's word for the end
+        while part := os.read(ours, 2**16):
+            shown += part
+    os.close(ours)
+    assert shown.count(b"reading") > 2
+    [before] = re.findall(rb"(.{5})haltwise: warning: UserWarning: odd\r\n", shown, re.DOTALL)
+    assert before == b"\r\x1b[2K"

@@ -14,7 +14,7 @@ from typing import Any, final
 import click
 
 from haltwise._core.errors import CheckpointWarning, InputError, printable
-from haltwise._core.progress import duration
+from haltwise._core.progress import duration, unless_gone
 from haltwise._core.version import __version__
 from haltwise.cli import completion
 
@@ -184,4 +184,16 @@ def _is_out_of_memory(error: MemoryError | RuntimeError) -> bool:
 def _show_warning(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
     """One sentence, without the line of code that gave it."""
     kind = "" if issubclass(category, CheckpointWarning) else f"{category.__name__}: "
+    _clear_spinner()
     _complain(f"warning: {kind}{message}")
+
+
+def _clear_spinner() -> None:
+    """Clear the line of a terminal in which Rich may show that something goes on."""
+    if "rich.progress" in sys.modules:
+        from rich.console import Console
+        from rich.control import Control
+        from rich.segment import ControlType
+
+        line = Control(ControlType.CARRIAGE_RETURN, (ControlType.ERASE_IN_LINE, 2))
+        unless_gone(Console(stderr=True).control)(line)

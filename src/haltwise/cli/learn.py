@@ -122,17 +122,18 @@ def command(
         price_per_unit(price_per_unit(price) / value, "--price / --value-of-success")
     _require_use(reading, stop_early=stop_early, price=price)
     curves = read_curves(logs, reading, data_dir)
+    say(f"{curves.num_runs} runs of {len(set(curves.group))} groups")
     if stop_early and price is not None:
         _learn_to_stop(curves, price, seed, path)
         return
     base = load_curve_model(PRETRAINED).forecast if pretrained else None
-    with working("learning", Console(stderr=True)):
+    with working("learning", Console(stderr=True)) as announce:
         learned = learn(
             with_targets(curves),
             base=base,
             ended_early=ended_early,
             seed=seed,
-            progress=say,
+            progress=announce,
             provenance=_provenance(),
         )
         record = judge_learned(learned, None if price is None else price / value)
@@ -141,8 +142,8 @@ def command(
     page = _write(out, record, learned)
     print_table(levels_table(record))
     if sizes:  # an interrupt costs these alone
-        with working("learning", Console(stderr=True)):
-            record = judge_sizes(record, learned, base, say)
+        with working("trying fewer runs", Console(stderr=True)) as announce:
+            record = judge_sizes(record, learned, base, announce)
         page = _write(out, record, learned)
     say(path)
     say(page)
@@ -174,7 +175,6 @@ def _require_use(reading: Mapping[str, Any], *, stop_early: bool, price: float |
 
 
 def _learn_to_stop(curves: Curves, price: float, seed: int, path: Path) -> None:
-    say(f"{curves.num_runs} runs of {len(set(curves.group))} groups")
     with working("learning", Console(stderr=True)):
         learned = learn_to_stop(curves, price, seed=seed, provenance=_provenance())
         record = judge_learned_stop(learned)
