@@ -238,19 +238,23 @@ def note_kernel(
     known &= is_row[:, None]
     coordinate = tl.arange(0, COORDINATES)[None, :]
     count = tl.load(counts + item, mask=is_row, other=0)
-    tl.store(counts + item, count + 1, mask=is_row)
     iterate = tl.load(iterates + at, mask=known, other=0.0)
     grad = tl.load(grads + at, mask=known, other=0.0)
     loss = tl.load(losses + row, mask=is_row, other=0.0)
+    better = is_row
+    if BEST:
+        lowest = tl.load(best_losses + item, mask=is_row, other=0.0)
+        strange = tl.sum(tl.where(tl.abs(grad) < float("inf"), 0, 1), 1)  # NaN, too
+        better &= (loss < lowest) & (strange == 0)
+    # All threads that share a row load for themselves what one of them writes anew below.
+    tl.debug_barrier()
+    tl.store(counts + item, count + 1, mask=is_row)
     if PLACES > 0:
         place = (item * PLACES + count % PLACES)[:, None] * dim + coordinate
         tl.store(points + place, iterate, mask=known)
         tl.store(point_grads + place, grad, mask=known)
         tl.store(last + item, loss, mask=is_row)
     if BEST:
-        lowest = tl.load(best_losses + item, mask=is_row, other=0.0)
-        strange = tl.sum(tl.where(tl.abs(grad) < float("inf"), 0, 1), 1)  # NaN, too
-        better = is_row & (loss < lowest) & (strange == 0)
         place = item[:, None] * dim + coordinate
         tl.store(best_losses + item, loss, mask=better)
         tl.store(best_at + item, count, mask=better)
