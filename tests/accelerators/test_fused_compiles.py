@@ -36,7 +36,7 @@ LSTM = dict(LAST=2, LAYERS=2, H=20, UA=16, UB=4, INPUTS=4, OUTPUTS=4, RESIDENT=T
 KERNELS = {
     f"{MOVING}.mlp.align": dict(GRAD_DTYPE=tl.bfloat16, DTYPE=tl.bfloat16),
     f"{MOVING}.mlp.take_in": {},
-    f"{MOVING}.mlp.advance_mlp": COMMON | dict(DTYPE=tl.bfloat16, UNITS=32, BLOCK=64),
+    f"{MOVING}.mlp.advance_mlp": COMMON | dict(DTYPE=tl.bfloat16, UNITS=32, BLOCK=128),
     f"{MOVING}.lstm.advance_lstm": COMMON | LSTM | dict(WORD=8, FIRST=1),
     "haltwise._kernels.fused.step.step_rows": LSTM | dict(FIRST=0),
     f"{PROBLEMS}.direction_kernel": dict(PAIRS=6, COLUMNS=8, ROWS=16, COORDINATES=16),

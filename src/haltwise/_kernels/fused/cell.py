@@ -35,6 +35,7 @@ __all__ = [
     "narrowed",
     "read_out",
     "row_in_memory",
+    "split",
     "unit_in_memory",
 ]
 
@@ -50,7 +51,7 @@ THRESHOLD = tl.constexpr(math.exp(-operands.LOG_RANGE))
 
 
 @triton.jit
-def _split(x):
+def split(x):
     """The nearest float16, and that of the rest; where x is not finite, neither is the second."""
     high = x.to(tl.float16)
     return high, (x - high.to(tl.float32)).to(tl.float16)
@@ -168,11 +169,11 @@ def _add_product(z, x, fine, weights, BLOCK: tl.constexpr, K: tl.constexpr, ROUG
     What can be is added in one product, for which all wait.
     """
     if ROUGH == 0:
-        high, low = _split(_operand(x, BLOCK, K))
+        high, low = split(_operand(x, BLOCK, K))
         z = tl.dot(_behind(low, high, BLOCK, K), weights[0], z)
     else:
         if ROUGH < K:
-            _, low = _split(_operand(fine, BLOCK, K - ROUGH))
+            _, low = split(_operand(fine, BLOCK, K - ROUGH))
             z = tl.dot(low, weights[2], z)
         high = _operand(x, BLOCK, K).to(tl.float16)
         z = tl.dot(high, weights[0], z)
@@ -192,7 +193,7 @@ def _add_streamed(
     ROUGH: tl.constexpr,
 ):
     """Add x times rows FIRST.. of weights [K, N], which are loaded one part after the other."""
-    x_high, x_low = _split(_operand(x, BLOCK, U))
+    x_high, x_low = split(_operand(x, BLOCK, U))
     high = _load_part(packed, FIRST, U, N)
     if not ROUGH:
         z = tl.dot(x_low, high, z)

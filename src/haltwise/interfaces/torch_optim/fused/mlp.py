@@ -3,6 +3,9 @@
 They do what `haltwise.update_rules.mlp` does elsewhere: `align` sums over a group's coordinates,
 `take_in` advances what is kept of a tensor as a whole, `advance_mlp` its coordinates; a test holds
 the two together.
+
+A thread has a row and computes its features once; matrix units, which want other rows and columns
+of each thread, get all features in one tile, and give all outputs in another.
 """
 
 import math
@@ -11,7 +14,7 @@ import triton
 import triton.language as tl
 
 from haltwise._kernels.fused.backward import tanh
-from haltwise._kernels.fused.cell import narrowed
+from haltwise._kernels.fused.cell import narrowed, split
 from haltwise.interfaces.torch_optim.fused.control import (
     CHUNK,
     COLUMNS,
@@ -199,13 +202,14 @@ def _look(own, known, grad, at, row, exists, DTYPE: tl.constexpr):
     """
     momenta = pointer(own + _MOMENTA, DTYPE) + 3 * at + 3 * row
     squares = pointer(own + _SQUARES, DTYPE) + 2 * at + 2 * row
-    agreement = pointer(own + _AGREE, DTYPE) + at + row
+    agreements = pointer(own + _AGREE, DTYPE) + at + row
     fast = tl.load(momenta, mask=exists, other=0.0).to(tl.float32)
     middle = tl.load(momenta + 1, mask=exists, other=0.0).to(tl.float32)
     slow = tl.load(momenta + 2, mask=exists, other=0.0).to(tl.float32)
     short = tl.load(squares, mask=exists, other=0.0).to(tl.float32)
     long = tl.load(squares + 1, mask=exists, other=0.0).to(tl.float32)
-    agree = tl.load(agreement, mask=exists, other=0.0).to(tl.float32)
+    agree = tl.load(agreements, mask=exists, other=0.0).to(tl.float32)
+    tl.debug_barrier()  # threads may share a row, which one of them writes
     new = _bounded(grad * tl.load(known + _INVERSE_UNIT), 1e12)
     fast = _average(fast, new, _FAST)
     middle = _average(middle, new, _MIDDLE)
@@ -223,7 +227,7 @@ def _look(own, known, grad, at, row, exists, DTYPE: tl.constexpr):
     middle = _bounded(middle * tl.load(known + _UNBIASED + 1) / root, _BOUND)
     slow = _bounded(slow * tl.load(known + _UNBIASED + 2) / root, _BOUND)
     agree = _average(agree, new * fast, _AGREEMENT)
-    tl.store(agreement, narrowed(agree, DTYPE), mask=exists)
+    tl.store(agreements, narrowed(agree, DTYPE), mask=exists)
     recent = tl.sqrt(short * tl.load(known + _UNBIASED + 3))
     features = (
         new * new, fast * fast, middle * middle, slow * slow,
@@ -250,10 +254,44 @@ def _relu(x):
 
 
 @triton.jit
-def _output(hidden, last, index: tl.constexpr, UNITS: tl.constexpr):
-    """One output: weights, and behind those of all outputs the biases."""
-    weight = tl.load(last + index * UNITS + tl.arange(0, UNITS))
-    return tl.sum(hidden * weight[None, :], 1) + tl.load(last + 5 * UNITS + index)
+def _product(x, weight, more):
+    """`more` + x times a weight that is split, as exact as `cell.py` says."""
+    high, low = split(x)
+    more = tl.dot(low, weight[0], more)
+    more = tl.dot(high, weight[1], more)
+    return tl.dot(high, weight[0], more)
+
+
+@triton.jit
+def _beside(a, b, c, d):
+    """Four in two new dimensions, the last ones, in their order."""
+    return tl.join(tl.join(a, c), tl.join(b, d))
+
+
+@triton.jit
+def _columns(features, BLOCK: tl.constexpr):
+    """Those of coordinates as a tile [BLOCK, 16], of which the last columns are 0."""
+    none = tl.zeros_like(features[0])
+    tile = _beside(
+        _beside(features[0], features[4], features[8], features[12]),
+        _beside(features[1], features[5], features[9], none),
+        _beside(features[2], features[6], features[10], none),
+        _beside(features[3], features[7], features[11], none),
+    )
+    return _bounded(tl.reshape(tile, (BLOCK, 16)), _BOUND)
+
+
+@triton.jit
+def _outputs(columns, BLOCK: tl.constexpr):
+    """The first five columns of [BLOCK, 8], each of its own."""
+    even, odd = tl.split(tl.reshape(columns, (BLOCK, 4, 2)))
+    even, third = tl.split(tl.reshape(even, (BLOCK, 2, 2)))
+    odd, fourth = tl.split(tl.reshape(odd, (BLOCK, 2, 2)))
+    first, fifth = tl.split(even)
+    second, _ = tl.split(odd)
+    third, _ = tl.split(third)
+    fourth, _ = tl.split(fourth)
+    return first, second, third, fourth, fifth
 
 
 @triton.jit
@@ -299,10 +337,16 @@ def advance_mlp(
     read = tl.zeros((BLOCK, UNITS), tl.float32)
     unit = tl.arange(0, UNITS)
     if mode == LEARNED:
-        second = packed + (_FEATURES + 1) * UNITS
-        weight = tl.load(second + unit[:, None] * UNITS + unit[None, :])
-        bias = tl.load(second + UNITS * UNITS + unit)
-        last = second + (UNITS + 1) * UNITS
+        # Rows behind those of coordinates are multiplied by 0.
+        first = split(tl.load(packed + tl.arange(0, 16)[:, None] * UNITS + unit[None, :]))
+        packed_second = packed + (_FEATURES + 1) * UNITS
+        second = split(tl.load(packed_second + unit[:, None] * UNITS + unit[None, :]))
+        second_bias = tl.load(packed_second + UNITS * UNITS + unit)
+        packed_last = packed_second + (UNITS + 1) * UNITS
+        output = tl.arange(0, 8)
+        weights = packed_last + output[None, :] * UNITS + unit[:, None]
+        last = split(tl.load(weights, mask=(output < 5)[None, :], other=0.0))
+        last_bias = tl.load(packed_last + 5 * UNITS + output, mask=output < 5, other=0.0)
         for chunk in range(
             first_chunk + tl.program_id(0), first_chunk + num_chunks, tl.num_programs(0)
         ):
@@ -321,20 +365,19 @@ def advance_mlp(
                 grad = grad.to(tl.float32) * sign
                 kept = remembered(entry, at, row, exists, JUDGED)
                 directions, features = _look(entry + RULE, known, grad, at, row, exists, DTYPE)
-                hidden = tl.zeros((BLOCK, UNITS), tl.float32) + level[None, :]
-                for index in tl.static_range(_OF_COORDINATE):
-                    feature = _bounded(features[index], _BOUND)
-                    column = tl.load(packed + index * UNITS + unit)
-                    hidden += feature[:, None] * column[None, :]
-                biases = tl.zeros((BLOCK, UNITS), tl.float32) + bias[None, :]
-                hidden = _relu(tl.dot(_relu(hidden), weight, biases, input_precision="tf32x3"))
+                hidden = tl.broadcast_to(level[None, :], (BLOCK, UNITS))
+                hidden = _product(_columns(features, BLOCK), first, hidden)
+                more = tl.broadcast_to(second_bias[None, :], (BLOCK, UNITS))
+                hidden = _relu(_product(_relu(hidden), second, more))
+                more = tl.broadcast_to(last_bias[None, :], (BLOCK, 8))
+                found = _outputs(_product(hidden, last, more), BLOCK)
                 mixed = (
-                    _part(_output(hidden, last, 1, UNITS), directions[0])
-                    + _part(_output(hidden, last, 2, UNITS), directions[1])
-                    + _part(_output(hidden, last, 3, UNITS) + 1, directions[2])
-                    + _part(_output(hidden, last, 4, UNITS), directions[3])
+                    _part(found[1], directions[0])
+                    + _part(found[2], directions[1])
+                    + _part(found[3] + 1, directions[2])
+                    + _part(found[4], directions[3])
                 )
-                log_size = tanh(_output(hidden, last, 0, UNITS) / _BOUND) * _BOUND
+                log_size = tanh(found[0] / _BOUND) * _BOUND
                 update = -lr * (own_scale * tl.exp(log_size) * mixed)
                 if JUDGED:
                     read += tl.where(exists[:, None], hidden, 0.0)

@@ -23,8 +23,10 @@ __all__ = ["DTYPES", "Advance", "FusedRule", "fused_rule"]
 
 DTYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
 _BLOCK, _WARPS = 64, 4  # rows of a program, and warps that share them
-_ENTRIES = 2048  # of a layer of an MLP in a program, so that its registers hold them
 _REGISTERS = 128  # of a thread in the last layer, so that four programs share a multiprocessor
+_MLP_ROWS = 128  # of a program, at most
+_MLP_ENTRIES = 4096  # of a layer in a program, so that its registers hold them
+_MLP_REGISTERS = 168  # of a thread, so that three programs share a multiprocessor
 
 State = dict[str, Any]
 
@@ -179,15 +181,18 @@ class _FusedMLP(FusedRule):
             *(self.sums, len(self.sums), self.gain, self.facts),
             num_warps=1,
         )
+        # A row for each thread: what rows need is computed in all threads that share one.
+        rows = min(_MLP_ROWS, _MLP_ENTRIES // self.num_units)
         advance_mlp[(launch.num_programs,)](
             *launch.operands,
             *(self.packed, self.facts, self.scale),
             **launch.constants,
             DTYPE=self.dtype,
             UNITS=self.num_units,
-            BLOCK=min(_BLOCK, _ENTRIES // self.num_units),
-            num_warps=_WARPS,
+            BLOCK=rows,
+            num_warps=rows // 32,
             num_stages=1,
+            maxnreg=_MLP_REGISTERS if rows == _MLP_ROWS else None,
         )
 
 
