@@ -53,7 +53,7 @@ setup(
                 f"src/haltwise/_kernels/{name}.h"
                 for name in (
                     *("shapes", "instance", "vectors"),
-                    *("lstm_impl", "head", "signals", "features"),
+                    *("lstm_impl", "head", "signals", "features", "mlp"),
                 )
             ],
             extra_compile_args=[] if sys.platform == "win32" else [*FLAGS, "-fvisibility=hidden"],

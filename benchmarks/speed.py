@@ -14,7 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from statistics import median, quantiles
 from typing import Any, NamedTuple
@@ -181,18 +181,23 @@ def step_ways(num_params: int) -> dict[str, Way]:
             for operand, matrix in zip(operands, matrices, strict=True):
                 torch.mm(operand, matrix)
 
-    learned = LearnedOptimizer([weight], workload.optimizer)
-    plain = LearnedOptimizer([weight], workload.optimizer)
     adam = torch.optim.Adam([weight], lr=1e-9, fused=True)
 
-    def plainly() -> None:
-        with _plain():
-            plain.step()
+    def learned(weights: Any, *, plain: bool = False) -> Way:
+        optimizer = LearnedOptimizer([weight], weights)
+
+        def step() -> None:
+            with _plain() if plain else nullcontext():
+                optimizer.step()
+
+        return step
 
     return {
         "naive LSTM": cells,
-        "plain PyTorch": plainly,
-        "haltwise": learned.step,
+        "plain PyTorch": learned(workload.optimizer, plain=True),
+        "haltwise": learned(workload.optimizer),
+        "default weights, plain PyTorch": learned("small-networks", plain=True),
+        "default weights": learned("small-networks"),
         "GEMM floor": products,
         "fused Adam": adam.step,
     }

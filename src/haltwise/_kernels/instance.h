@@ -20,6 +20,7 @@
 #include "head.h"
 #include "signals.h"
 #include "features.h"
+#include "mlp.h"
 
 #undef LANES
 #undef BLOCK

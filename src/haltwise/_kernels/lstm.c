@@ -1,5 +1,6 @@
 /* What learned optimizers and halters compute, over many independent rows: the stacked LSTM, the
- * head of a halter, and the signals and features it reads. Backward passes recompute the forward.
+ * head of a halter, the signals and features it reads, and the rule `mlp`. Backward passes recompute
+ * the forward.
  *
  * Plain C11 with GNU vector types; called from native.py by ctypes. Reentrant, no global state.
  * Every instance is compiled for its own instruction set and chosen at run time, so that a binary
@@ -296,6 +297,17 @@ static void restore_subnormals(unsigned before)
     {                                                                                              \
         return DISPATCH(signals, type, s, losses, grads, updates, last_grad, last_update,          \
                         signals);                                                                  \
+    }                                                                                              \
+    EXPORT int haltwise_mlp_##type(                                                                \
+        int isa, const mlp_shape *s, const real *grads, const real *momenta, const real *squares,  \
+        const real *agreement, const real *facts, const real *bias, const real *const *params,     \
+        real *updates, real *momenta_out, real *squares_out, real *agreement_out, real *sums)      \
+    {                                                                                              \
+        unsigned before = flush_subnormals();                                                      \
+        int code = DISPATCH(mlp, type, s, grads, momenta, squares, agreement, facts, bias, params, \
+                            updates, momenta_out, squares_out, agreement_out, sums);               \
+        restore_subnormals(before);                                                                \
+        return code;                                                                               \
     }                                                                                              \
     EXPORT int haltwise_head_forward_##type(                                                       \
         int isa, const head_shape *s, const real *features, const real *readouts,                  \

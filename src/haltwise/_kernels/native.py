@@ -90,6 +90,7 @@ _POINTERS = {
     "head_backward": 7,
     "features": 10,
     "signals": 7,
+    "mlp": 13,
 }
 """The library's functions and how many pointers they take, the one to the shape first."""
 _WITHOUT_CODE = ("lstm_pool", "lstm_mean")

@@ -46,6 +46,23 @@ typedef struct {
     int64_t begin, end;
 } signal_shape;
 
+typedef struct {
+    int64_t steps, rows, dim;
+    int64_t segments; /* of a problem, whose sums are told */
+    int64_t units;
+    int64_t begin, end;
+    double kept[3], kept_squares[2], agreement; /* shares of averages that are kept */
+    double bound;                               /* of features */
+} mlp_shape;
+
+enum { SEGMENT = 192 }; /* coordinates: a multiple of the blocks of every instance */
+
+/* What is known of a problem to the rule `mlp`: what gradients are multiplied by; what is added to
+ * their root mean square; 1 / the size of the problem's gradients; corrections for the start of three
+ * momenta and two squares at 0; the factor of updates. */
+enum { KNOWN_UNIT, KNOWN_LEAST, KNOWN_SIZE, KNOWN_UNBIAS, KNOWN_SCALE = KNOWN_UNBIAS + 5, KNOWN_FACTS };
+enum { OWN_FEATURES = 13, MLP_OUTPUTS = 5 }; /* features of a coordinate; numbers read out */
+
 /* A linear map, whose outputs are packed in groups of four: those of an LSTM by unit, its gates. */
 typedef struct {
     int64_t groups, inputs, outputs;

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from haltwise._core.errors import require
 from haltwise._core.tensors import constants, default_device
+from haltwise._kernels import native, native_mlp
 from haltwise.update_rules.base import PooledGradient, State, UpdateRule, UpdateStep
 from haltwise.update_rules.capabilities import SupportsChunks
 
@@ -25,7 +26,25 @@ USUAL = (-0.3, 0.05)  # cosines at which the scale stays as it is
 RISE = 4.0  # how fast the scale rises, times as fast as it falls
 SMALLEST, LARGEST = 0.25, 3.0  # scale
 NUM_DIRECTIONS = 1 + len(MOMENTA)
-NUM_FEATURES = 15 + len(PERIODS)
+NUM_OWN = 13  # features of a coordinate, before those that a problem's coordinates share
+NUM_FEATURES = NUM_OWN + 2 + len(PERIODS)
+
+
+class _Problem(NamedTuple):
+    """What is known of a problem at a step.
+
+    Attributes:
+        state: Its own, after the step.
+        steps: Gradients that averages hold, at least 1, shape [B, 1].
+        size: Root mean square of the last gradients over coordinates, in the unit of the first,
+            shape [B, 1].
+        features: Shape [B, F - 13].
+    """
+
+    state: State
+    steps: Tensor
+    size: Tensor
+    features: Tensor
 
 
 class _Seen(NamedTuple):
@@ -33,8 +52,8 @@ class _Seen(NamedTuple):
 
     Attributes:
         directions: The gradient and its momenta, normalised, shape [B, D, 4].
-        features: Shape [B, D, F].
-        state: After the step.
+        features: Shape [B, D, 13].
+        state: Of coordinates, after the step.
     """
 
     directions: Tensor
@@ -126,7 +145,7 @@ class MLPRule(nn.Module, UpdateRule, SupportsChunks):
         return self._update(grad, state, pooled)
 
     def update_chunk(self, grad: Tensor, state: State, pooled: PooledGradient) -> UpdateStep:
-        return self._update(grad, state, pooled)
+        return self._update(grad, state, pooled, in_place=True)
 
     def sums(self, grad: Tensor, state: State) -> Tensor:
         """Products of gradient and momentum, [B, 3]: with each other, and each with itself."""
@@ -134,7 +153,9 @@ class MLPRule(nn.Module, UpdateRule, SupportsChunks):
         pairs = (grad * momentum, grad.square(), momentum.square())
         return torch.stack([pair.sum(1) for pair in pairs], 1)
 
-    def _update(self, grad: Tensor, state: State, pooled: PooledGradient) -> UpdateStep:
+    def _update(
+        self, grad: Tensor, state: State, pooled: PooledGradient, *, in_place: bool = False
+    ) -> UpdateStep:
         require(
             pooled.sums is not None,
             "the rule mlp needs its sums over all coordinates; add those of the chunks, which "
@@ -142,9 +163,26 @@ class MLPRule(nn.Module, UpdateRule, SupportsChunks):
         )
         assert pooled.sums is not None
         log_scale = self._adapted(state["log_scale"], pooled.sums)
-        seen = _look(grad, state, pooled.log_rms.unsqueeze(1))
+        problem = _look_at_problem(state, pooled.log_rms.unsqueeze(1))
+        # What a problem's coordinates share is multiplied once for all of them.
+        weight, bias = self.layers[0].parameters()
+        shared = problem.features @ weight[:, NUM_OWN:].T + bias
+        if self._is_native(grad, state):
+            step = self._move_natively(grad, state, problem, shared, log_scale, in_place=in_place)
+        else:
+            step = self._move(grad, state, problem, shared, log_scale)
+        after = {**step.state, **problem.state, "log_scale": log_scale}
+        return step._replace(state=after)
+
+    def _move(
+        self, grad: Tensor, state: State, problem: _Problem, shared: Tensor, log_scale: Tensor
+    ) -> UpdateStep:
+        """The step of coordinates, with their state alone."""
+        seen = _look(grad, state, problem)
         first, second, last = self.layers
-        hidden = torch.relu(second(torch.relu(first(seen.features))))
+        weight, _ = first.parameters()
+        hidden = seen.features @ weight[:, :NUM_OWN].T + shared.unsqueeze(1)
+        hidden = torch.relu(second(torch.relu(hidden)))
         log_size, *weights = last(hidden).unbind(-1)
         weights[2] = weights[2] + 1  # that of Adam's usual momentum
         mixed = sum(
@@ -152,7 +190,50 @@ class MLPRule(nn.Module, UpdateRule, SupportsChunks):
             for weight, direction in zip(weights, seen.directions.unbind(-1), strict=True)
         )
         size = self.output_scale * torch.exp(log_scale + BOUND * torch.tanh(log_size / BOUND))
-        return UpdateStep(-size * mixed, hidden.mean(1), {**seen.state, "log_scale": log_scale})
+        return UpdateStep(-size * mixed, hidden.mean(1), seen.state)
+
+    def _is_native(self, grad: Tensor, state: State) -> bool:
+        """Whether the compiled kernel moves these; it has no backward pass."""
+        given = [grad, *(state[name] for name in ("momenta", "squares", "agreement"))]
+        return (
+            grad.shape[1] >= native_mlp.FEWEST
+            and native.serves_all(*given, *self.parameters())
+            and not (
+                torch.is_grad_enabled()
+                and any(tensor.requires_grad for tensor in (*given, *self.parameters()))
+            )
+        )
+
+    def _move_natively(
+        self,
+        grad: Tensor,
+        state: State,
+        problem: _Problem,
+        shared: Tensor,
+        log_scale: Tensor,
+        *,
+        in_place: bool,
+    ) -> UpdateStep:
+        """As `_move`, by the compiled kernel."""
+        facts = [
+            torch.exp(-problem.state["log_unit"]),
+            FEWEST * problem.size + 1e-30,
+            1 / problem.size.clamp_min(1e-30),
+            1 / (1 - constants(MOMENTA, grad) ** problem.steps),
+            1 / (1 - constants(SQUARES, grad) ** problem.steps),
+            self.output_scale * torch.exp(log_scale),
+        ]
+        (first, _), *others = (list(layer.parameters()) for layer in self.layers)
+        updates, readout, after = native_mlp.step(
+            native_mlp.MLPConstants(MOMENTA, SQUARES, AGREEMENT, BOUND),
+            grad,
+            native_mlp.MLPStates(state["momenta"], state["squares"], state["agreement"]),
+            torch.cat(facts, 1),
+            shared,
+            [first[:, :NUM_OWN], *itertools.chain(*others)],
+            in_place=in_place,
+        )
+        return UpdateStep(updates, readout, after._asdict())
 
     def _adapted(self, log_scale: Tensor, sums: Tensor) -> Tensor:
         product, *squares = sums.unsqueeze(-1).unbind(1)
@@ -168,57 +249,55 @@ def _in_unit(grad: Tensor, log_unit: Tensor) -> Tensor:
     return (grad * torch.exp(-log_unit)).clamp(-1e12, 1e12)
 
 
-def _look(grad: Tensor, state: State, log_size: Tensor) -> _Seen:
-    """Take in a gradient [B, D], the logarithm of whose root mean square is `log_size` [B, 1]."""
+def _average(old: Tensor, new: Tensor, kept: Tensor | float) -> Tensor:
+    return kept * old + (1 - kept) * new
+
+
+def _log(value: Tensor) -> Tensor:
+    return value.clamp_min(1e-30).log()
+
+
+def _look_at_problem(state: State, log_size: Tensor) -> _Problem:
+    """Take in the logarithm of the root mean square of a gradient, [B, 1]."""
     begins = state["count"] == 0
     is_nothing = log_size < -80  # a gradient of all zeros, before which there is no scale
     count = state["count"] + ~(begins & is_nothing)
     log_unit = torch.where(begins, log_size.clamp_min(-80), state["log_unit"])
-    grad = _in_unit(grad, log_unit)
     now = torch.exp((log_size - log_unit).clamp(-30, 30)).square()
-
-    def average(old: Tensor, new: Tensor, kept: Tensor | float) -> Tensor:
-        return kept * old + (1 - kept) * new
-
-    keeps, keeps_squares = constants(MOMENTA, grad), constants(SQUARES, grad)
-    momenta = average(state["momenta"], grad.unsqueeze(-1), keeps)
-    squares = average(state["squares"], grad.square().unsqueeze(-1), keeps_squares)
-    sizes = average(state["sizes"], now, SQUARES[0])
+    sizes = _average(state["sizes"], now, SQUARES[0])
     steps = count.clamp_min(1)
     size = (sizes / (1 - SQUARES[0] ** steps)).sqrt()
-    roots = (squares / (1 - keeps_squares ** steps.unsqueeze(-1))).sqrt()
-    root = roots[..., -1] + FEWEST * size + 1e-30
-    unbiased = momenta / (1 - keeps ** steps.unsqueeze(-1))
+    features = [
+        log_size - log_unit - _log(size),
+        _log(size),
+        *(torch.exp(-steps / period) for period in PERIODS),
+    ]
+    after = {"count": count, "log_unit": log_unit, "sizes": sizes}
+    return _Problem(after, steps, size, torch.cat(features, 1).clamp(-BOUND, BOUND))
+
+
+def _look(grad: Tensor, state: State, problem: _Problem) -> _Seen:
+    """Take in a gradient [B, D]."""
+    grad, steps = _in_unit(grad, problem.state["log_unit"]), problem.steps.unsqueeze(-1)
+    keeps, keeps_squares = constants(MOMENTA, grad), constants(SQUARES, grad)
+    momenta = _average(state["momenta"], grad.unsqueeze(-1), keeps)
+    squares = _average(state["squares"], grad.square().unsqueeze(-1), keeps_squares)
+    roots = (squares / (1 - keeps_squares**steps)).sqrt()
+    root = roots[..., -1] + FEWEST * problem.size + 1e-30
+    unbiased = momenta / (1 - keeps**steps)
     directions = torch.cat((grad.unsqueeze(-1), unbiased), -1) / root.unsqueeze(-1)
     directions = directions.clamp(-BOUND, BOUND)
     new, fast, middle, slow = directions.unbind(-1)
-    agreement = average(state["agreement"], new * fast, AGREEMENT)
-
-    def log(value: Tensor) -> Tensor:
-        return value.clamp_min(1e-30).log()
-
-    of_problem = [
-        log_size - log_unit - log(size),
-        log(size),
-        *(torch.exp(-steps / period) for period in PERIODS),
-    ]
-    of_coordinate = [
+    agreement = _average(state["agreement"], new * fast, AGREEMENT)
+    features = [
         *(new * new, fast * fast, middle * middle, slow * slow),
         *(new * fast, new * middle, new * slow, fast * middle, fast * slow, middle * slow),
         agreement,
-        (log(root) - log(size)) / 2,
-        log(roots[..., 0]) - log(root),
+        (_log(root) - _log(problem.size)) / 2,
+        _log(roots[..., 0]) - _log(root),
     ]
-    features = [*of_coordinate, *(value.expand_as(grad) for value in of_problem)]
-    state = {
-        "momenta": momenta,
-        "squares": squares,
-        "agreement": agreement,
-        "count": count,
-        "log_unit": log_unit,
-        "sizes": sizes,
-    }
-    return _Seen(directions, torch.stack(features, -1).clamp(-BOUND, BOUND), state)
+    after = {"momenta": momenta, "squares": squares, "agreement": agreement}
+    return _Seen(directions, torch.stack(features, -1).clamp(-BOUND, BOUND), after)
 
 
 RULES = {"mlp": MLPRule}
