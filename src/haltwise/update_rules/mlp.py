@@ -6,6 +6,7 @@ from typing import Any, NamedTuple, final
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import linear
 
 from haltwise._core.errors import require
 from haltwise._core.tensors import constants, default_device
@@ -165,75 +166,15 @@ class MLPRule(nn.Module, UpdateRule, SupportsChunks):
         log_scale = self._adapted(state["log_scale"], pooled.sums)
         problem = _look_at_problem(state, pooled.log_rms.unsqueeze(1))
         # What a problem's coordinates share is multiplied once for all of them.
-        weight, bias = self.layers[0].parameters()
-        shared = problem.features @ weight[:, NUM_OWN:].T + bias
-        if self._is_native(grad, state):
-            step = self._move_natively(grad, state, problem, shared, log_scale, in_place=in_place)
+        params = [*self.parameters()]
+        shared = problem.features @ params[0][:, NUM_OWN:].T + params[1]
+        size = self.output_scale * torch.exp(log_scale)
+        if _is_native(grad, state, params):
+            step = _move_natively(grad, state, problem, size, shared, params, in_place=in_place)
         else:
-            step = self._move(grad, state, problem, shared, log_scale)
+            step = _move(grad, state, problem, size, shared, params)
         after = {**step.state, **problem.state, "log_scale": log_scale}
         return step._replace(state=after)
-
-    def _move(
-        self, grad: Tensor, state: State, problem: _Problem, shared: Tensor, log_scale: Tensor
-    ) -> UpdateStep:
-        """The step of coordinates, with their state alone."""
-        seen = _look(grad, state, problem)
-        first, second, last = self.layers
-        weight, _ = first.parameters()
-        hidden = seen.features @ weight[:, :NUM_OWN].T + shared.unsqueeze(1)
-        hidden = torch.relu(second(torch.relu(hidden)))
-        log_size, *weights = last(hidden).unbind(-1)
-        weights[2] = weights[2] + 1  # that of Adam's usual momentum
-        mixed = sum(
-            2 * torch.tanh(weight / 2) * direction
-            for weight, direction in zip(weights, seen.directions.unbind(-1), strict=True)
-        )
-        size = self.output_scale * torch.exp(log_scale + BOUND * torch.tanh(log_size / BOUND))
-        return UpdateStep(-size * mixed, hidden.mean(1), seen.state)
-
-    def _is_native(self, grad: Tensor, state: State) -> bool:
-        """Whether the compiled kernel moves these; it has no backward pass."""
-        given = [grad, *(state[name] for name in ("momenta", "squares", "agreement"))]
-        return (
-            grad.shape[1] >= native_mlp.FEWEST
-            and native.serves_all(*given, *self.parameters())
-            and not (
-                torch.is_grad_enabled()
-                and any(tensor.requires_grad for tensor in (*given, *self.parameters()))
-            )
-        )
-
-    def _move_natively(
-        self,
-        grad: Tensor,
-        state: State,
-        problem: _Problem,
-        shared: Tensor,
-        log_scale: Tensor,
-        *,
-        in_place: bool,
-    ) -> UpdateStep:
-        """As `_move`, by the compiled kernel."""
-        facts = [
-            torch.exp(-problem.state["log_unit"]),
-            FEWEST * problem.size + 1e-30,
-            1 / problem.size.clamp_min(1e-30),
-            1 / (1 - constants(MOMENTA, grad) ** problem.steps),
-            1 / (1 - constants(SQUARES, grad) ** problem.steps),
-            self.output_scale * torch.exp(log_scale),
-        ]
-        (first, _), *others = (list(layer.parameters()) for layer in self.layers)
-        updates, readout, after = native_mlp.step(
-            native_mlp.MLPConstants(MOMENTA, SQUARES, AGREEMENT, BOUND),
-            grad,
-            native_mlp.MLPStates(state["momenta"], state["squares"], state["agreement"]),
-            torch.cat(facts, 1),
-            shared,
-            [first[:, :NUM_OWN], *itertools.chain(*others)],
-            in_place=in_place,
-        )
-        return UpdateStep(updates, readout, after._asdict())
 
     def _adapted(self, log_scale: Tensor, sums: Tensor) -> Tensor:
         product, *squares = sums.unsqueeze(-1).unbind(1)
@@ -247,6 +188,78 @@ class MLPRule(nn.Module, UpdateRule, SupportsChunks):
 def _in_unit(grad: Tensor, log_unit: Tensor) -> Tensor:
     """Gradients in the unit of the first, in which squares do not overflow."""
     return (grad * torch.exp(-log_unit)).clamp(-1e12, 1e12)
+
+
+def _is_native(grad: Tensor, state: State, params: list[nn.Parameter]) -> bool:
+    """Whether the compiled kernel moves these; it has no backward pass."""
+    given = [grad, state["momenta"], state["squares"], state["agreement"], *params]
+    return (
+        grad.shape[1] >= native_mlp.FEWEST
+        and native.serves_all(*given)
+        and not (torch.is_grad_enabled() and any(tensor.requires_grad for tensor in given))
+    )
+
+
+def _move_natively(
+    grad: Tensor,
+    state: State,
+    problem: _Problem,
+    size: Tensor,
+    shared: Tensor,
+    params: list[nn.Parameter],
+    *,
+    in_place: bool,
+) -> UpdateStep:
+    """As `_move`, by the compiled kernel."""
+    facts = [
+        torch.exp(-problem.state["log_unit"]),
+        FEWEST * problem.size + 1e-30,
+        1 / problem.size.clamp_min(1e-30),
+        1 / (1 - constants(MOMENTA, grad) ** problem.steps),
+        1 / (1 - constants(SQUARES, grad) ** problem.steps),
+        size,
+    ]
+    updates, readout, after = native_mlp.step(
+        native_mlp.MLPConstants(MOMENTA, SQUARES, AGREEMENT, BOUND),
+        grad,
+        native_mlp.MLPStates(state["momenta"], state["squares"], state["agreement"]),
+        torch.cat(facts, 1),
+        shared,
+        [params[0][:, :NUM_OWN], *params[2:]],
+        in_place=in_place,
+    )
+    return UpdateStep(updates, readout, after._asdict())
+
+
+def _move(
+    grad: Tensor,
+    state: State,
+    problem: _Problem,
+    size: Tensor,
+    shared: Tensor,
+    params: list[nn.Parameter],
+) -> UpdateStep:
+    """The step of coordinates, with their state alone.
+
+    Args:
+        grad: Shape [B, D].
+        state: Before the step.
+        problem: What is known of each.
+        size: Of updates, shape [B, 1].
+        shared: What the first layer adds for a problem, shape [B, H].
+        params: Weight and bias of each layer in turn.
+    """
+    seen = _look(grad, state, problem)
+    hidden = torch.relu(seen.features @ params[0][:, :NUM_OWN].T + shared.unsqueeze(1))
+    hidden = torch.relu(linear(hidden, *params[2:4]))
+    log_size, *weights = linear(hidden, *params[4:]).unbind(-1)
+    weights[2] = weights[2] + 1  # that of Adam's usual momentum
+    mixed = sum(
+        2 * torch.tanh(weight / 2) * direction
+        for weight, direction in zip(weights, seen.directions.unbind(-1), strict=True)
+    )
+    size = size * torch.exp(BOUND * torch.tanh(log_size / BOUND))
+    return UpdateStep(-size * mixed, hidden.mean(1), seen.state)
 
 
 def _average(old: Tensor, new: Tensor, kept: Tensor | float) -> Tensor:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from haltwise._core.errors import require
+from haltwise._kernels import available
 from haltwise.interfaces.torch_optim.chunks import (
     UpdateStatistics,
     alike,
@@ -31,7 +32,7 @@ from haltwise.update_rules import PooledGradient, UpdateRule
 
 __all__ = ["Problem", "are_finite", "decay_of", "survey"]
 
-_CHUNK, _ACCELERATOR_CHUNK = 2**14, 2**20
+_PLAIN_CHUNK, _CHUNK, _ACCELERATOR_CHUNK = 2**14, 2**16, 2**20
 
 States = MutableMapping[Tensor, dict[str, Any]]
 """What is remembered of each tensor, as `torch.optim.Optimizer.state`."""
@@ -232,5 +233,10 @@ def _check_unchanged(group: Group, number: int, states: States) -> None:
 
 
 def _chunk_of(param: Tensor, asked: int | None) -> int:
-    """Coordinates of a tensor that are moved at once: a CPU's caches fit fewer."""
-    return asked or (_CHUNK if param.is_cpu else _ACCELERATOR_CHUNK)
+    """Coordinates of a tensor that are moved at once: a CPU's caches fit fewer.
+
+    PyTorch's operations write down more of each than the compiled kernel does.
+    """
+    if asked or not param.is_cpu:
+        return asked or _ACCELERATOR_CHUNK
+    return _CHUNK if available() else _PLAIN_CHUNK
