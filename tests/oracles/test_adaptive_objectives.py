@@ -1,7 +1,6 @@
 """Objectives of the adaptive layer: their units, and items that say nothing about others."""
 
 import copy
-import dataclasses
 import math
 from typing import Any
 
@@ -114,7 +113,7 @@ def part(whole: Pondered, rows: slice) -> Pondered:
         for value in [getattr(whole, name)]
     }
     halting = {name: value[rows] for name, value in whole.halting.items()}
-    return dataclasses.replace(whole, **own, halting=halting)  # type: ignore[arg-type]
+    return whole._replace(**own, halting=halting)  # type: ignore[arg-type]
 
 
 def padded() -> Pondered:
@@ -144,7 +143,7 @@ def test_batches_one_after_the_other_are_the_whole(coupling: str, cut: int) -> N
 
 def test_batches_with_padding_and_without_are_joined() -> None:
     whole = padded()
-    first = dataclasses.replace(part(whole, slice(0, 1)), present=None)  # all of its tokens are
+    first = part(whole, slice(0, 1))._replace(present=None)  # all of its tokens are
     joined = Pondered.cat([first, part(whole, slice(1, None))])
     assert torch.equal(joined.exits, whole.exits)
     with pytest.raises(InputError, match="in all of them or in none"):

@@ -178,7 +178,7 @@ class AdaptiveComputation(nn.Module):
             torch.stack(outputs, len(items)),
             {name: torch.stack(values, 1).unflatten(0, items) for name, values in halting.items()},
             prices,
-            process.exit_costs,
+            process.exit_costs.detach(),  # the layer's own must not become a part of a graph
             self.method,
             self.coupling,
             generator=generator,

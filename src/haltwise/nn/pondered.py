@@ -1,9 +1,7 @@
 """What an adaptive layer returns: every exit, the posterior over them, and the objective."""
 
-import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import final
+from typing import NamedTuple, final
 
 import torch
 from torch import Tensor
@@ -25,8 +23,7 @@ __all__ = ["Pondered"]
 
 
 @final
-@dataclass(frozen=True)
-class Pondered:
+class Pondered(NamedTuple):  # whose tensors those see that share a network among processes
     """Items of shape `items...`, such as [n] problems or [n, L] tokens, at exits 0..T.
 
     What is padding is no item: its output, cost and objective are 0, its exit is -1, and records
@@ -247,7 +244,7 @@ class Pondered:
         )
         below = self.log_prob.detach().exp().cumsum(-1)[..., :-1]
         drawn = (below < uniform.to(below.device).view(self.price.shape).unsqueeze(-1)).sum(-1)
-        return dataclasses.replace(self, drawn=self._of_items(drawn, -1))
+        return self._replace(drawn=self._of_items(drawn, -1))
 
     @staticmethod
     def stack(parts: Sequence["Pondered"]) -> "Pondered":
@@ -338,8 +335,7 @@ def _joined(parts: Sequence[Pondered], join: Callable[[list[Tensor]], Tensor]) -
                 for part in parts
             ]
         )
-    return dataclasses.replace(
-        first,
+    return first._replace(
         outputs=join([part.outputs for part in parts]),
         halting=halting,
         price=join([part.price for part in parts]),
