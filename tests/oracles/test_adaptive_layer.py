@@ -10,6 +10,7 @@ import pytest
 import torch
 from draws import DOUBLE, seeded
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from haltwise import InputError, certify
 from haltwise.certificates import ExcessLoss
@@ -30,6 +31,7 @@ from haltwise.nn import (
     AdaptiveRNN,
     Coupling,
     ItemStep,
+    LayerStack,
     RecurrentCell,
     RepeatedBlock,
     TransformerBlock,
@@ -201,6 +203,35 @@ def test_gradients_of_inputs_are_those_of_differences(method: str, coupling: str
         return found
 
     assert torch.autograd.gradcheck(objective, randn(2, 3, 4).requires_grad_())
+
+
+@pytest.mark.parametrize("per", ["row", "token"])
+def test_hooks_of_blocks_see_what_they_return(per: Any) -> None:
+    """As those do that gather the parameters of a block that is sharded."""
+    blocks = [TransformerBlock(4, 2) for _ in range(3)]
+    layer = shaken(AdaptiveComputation(LayerStack(blocks, 4, per=per)))
+    seen: list[Tensor] = []
+    for block in blocks:
+        block.register_forward_hook(lambda *given: seen.append(given[-1][0]))
+    pondered = layer(randn(2, 3, 4), 0.1)
+    assert torch.equal(torch.stack(seen, pondered.price.ndim), pondered.outputs)
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_a_layer_may_be_computed_again_backwards(*, reentrant: bool) -> None:
+    """The kind that is reentrant made the costs of exits a part of its graph, for ever."""
+    torch.manual_seed(0)
+    layer = shaken(AdaptiveComputation(RepeatedBlock(TransformerBlock(4, 2), 4, 3)))
+    inputs, gradients = randn(2, 3, 4).requires_grad_(), []
+    for again in (False, True, True):
+        layer.zero_grad()
+        found = checkpoint(layer, inputs, 0.1, use_reentrant=reentrant) if again else None
+        outputs = (found or layer(inputs, 0.1))[0]
+        assert not layer.process.exit_costs.requires_grad
+        torch.autograd.backward(outputs.square().sum())
+        gradients.append([p.grad for p in layer.process.block.parameters()])
+    for found in gradients[1:]:
+        torch.testing.assert_close(found, gradients[0])
 
 
 @pytest.mark.parametrize("alike", [False, True])

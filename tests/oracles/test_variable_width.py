@@ -5,6 +5,7 @@ import torch
 from draws import DOUBLE, seeded
 from scipy.stats import logistic
 from torch import nn
+from torch.nn.utils.parametrizations import weight_norm
 
 from haltwise import InputError
 from haltwise.nn import LogisticPosterior, VariableComputationCell
@@ -54,9 +55,13 @@ def test_a_sharp_mean_is_what_is_run(kind: type[nn.RNNCell]) -> None:
         torch.testing.assert_close(alone.hidden[0], ran.hidden[row])
 
 
-def test_a_cell_of_full_width_is_the_cell() -> None:
+@pytest.mark.parametrize("normed", [False, True])
+def test_a_cell_of_full_width_is_the_cell(*, normed: bool) -> None:
     torch.manual_seed(0)
-    cell = VariableComputationCell(nn.GRUCell(3, 6), sharpness=100.0)
+    plain = nn.GRUCell(3, 6)
+    if normed:  # a weight that is computed from others
+        weight_norm(plain, "weight_hh").parametrizations.weight_hh.original0.data.mul_(2)
+    cell = VariableComputationCell(plain, sharpness=100.0)
     nn.init.constant_(cell.share.bias, 50.0)
     nn.init.zeros_(cell.share.weight)
     inputs, hidden = torch.randn(4, 3), torch.randn(4, 6)

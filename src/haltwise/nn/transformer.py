@@ -12,6 +12,7 @@ from haltwise._core.errors import require
 
 __all__ = ["TransformerBlock", "shares_keys"]
 
+_Among = tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]
 _FINEST = 16
 """Tokens that run are computed in parts of this share of all, and of 2, 4 and 8 such shares."""
 _FEWEST = 8
@@ -46,9 +47,22 @@ class TransformerBlock(nn.Module):
         self.widen = nn.Linear(dim, hidden or 4 * dim)
         self.narrow = nn.Linear(hidden or 4 * dim, dim)
 
-    def forward(self, tokens: Tensor, padding: Tensor | None = None) -> Tensor:
-        """The tokens after the block, both of shape [B, L, D]; padding as in `advance`."""
-        return self.advance(tokens, padding=padding)[0]
+    def forward(
+        self,
+        tokens: Tensor,
+        padding: Tensor | None = None,
+        among: _Among | None = None,
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """The tokens after the block, both of shape [B, L, D]; padding as in `advance`.
+
+        Args:
+            tokens: Shape [B, L, D].
+            padding: As in `advance`.
+            among: What else `advance` is told, which goes this way so that hooks are called; keys
+                and values are returned, too.
+        """
+        new, keys = self._advance(tokens, padding, *(among or (None, None, None, None)))
+        return new if among is None else (new, keys)
 
     def advance(
         self,
@@ -72,6 +86,18 @@ class TransformerBlock(nn.Module):
                 them; of all if None.
             padding: Which tokens nobody sees, bool [B, L]; none if None.
         """
+        found: tuple[Tensor, Tensor] = self(tokens, padding, (active, kept, keys, stale))
+        return found
+
+    def _advance(
+        self,
+        tokens: Tensor,
+        padding: Tensor | None,
+        active: Tensor | None,
+        kept: Tensor | None,
+        keys: Tensor | None,
+        stale: Tensor | None,
+    ) -> tuple[Tensor, Tensor]:
         kept = tokens if kept is None else kept
         if active is None or torch.is_grad_enabled():
             normed = self.attention_norm(tokens)

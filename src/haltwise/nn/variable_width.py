@@ -7,6 +7,7 @@ from typing import NamedTuple, cast, final
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import logsigmoid, pad
+from torch.nn.utils.parametrize import type_before_parametrizations
 
 from haltwise._core.errors import require
 from haltwise.halting.posteriors import Posterior
@@ -174,11 +175,13 @@ class VariableComputationCell(nn.Module):
     def _narrow(self, width: int) -> nn.Module:
         """The cell of the first units alone."""
         cell, num_units = self.cell, self.cell.hidden_size
-        kind = cast("type[nn.RNNCell]", type(cell))
+        kind = cast("type[nn.RNNCell]", type_before_parametrizations(cell))
         settings = {"nonlinearity": cell.nonlinearity} if isinstance(cell, nn.RNNCell) else {}
         narrow = kind(cell.input_size, width, bias=cell.bias, device="meta", **settings)
-        for name, value in cell.named_parameters():
-            rows = value.unflatten(0, (-1, num_units))[:, :width]  # those of each gate
+        for name in dict(narrow.named_parameters()):  # the cell's may be computed from others
+            rows = getattr(cell, name).unflatten(0, (-1, num_units))[
+                :, :width
+            ]  # those of each gate
             if name == "weight_hh":
                 rows = rows[..., :width]
             setattr(narrow, name, nn.Parameter(rows.flatten(0, 1), requires_grad=False))
