@@ -1,6 +1,7 @@
 """Adaptive layers that are exported with `torch.export`, for batches of any size."""
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -56,3 +57,31 @@ def test_an_exported_layer_is_the_layer(name: str, method: str) -> None:
         found, due = program.module()(inputs), Exits(layer)(inputs)
         for one, other in zip(found, due, strict=True):
             torch.testing.assert_close(one, other)
+
+
+class OfPadded(nn.Module):
+    def __init__(self, layer: AdaptiveComputation) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, tokens: Tensor, padding: Tensor, price: Tensor) -> tuple[Tensor, ...]:
+        pondered = self.layer({"tokens": tokens, "padding": padding}, price)
+        return pondered.outputs, pondered.log_prob, pondered.exits
+
+
+@pytest.mark.parametrize("per", ["sequence", "token"])
+def test_padding_and_prices_are_given_to_an_exported_layer(per: Any) -> None:
+    torch.manual_seed(0)
+    module = OfPadded(AdaptiveComputation(RepeatedBlock(TransformerBlock(4, 2), 4, 3, per=per)))
+    nn.init.normal_(module.layer.head.readout.weight, std=3.0, generator=seeded())
+
+    def rows(lengths: list[int]) -> tuple[Tensor, ...]:
+        padding = torch.arange(5) >= torch.tensor(lengths).unsqueeze(1)
+        tokens = torch.randn(len(lengths), 5, 4, generator=seeded())
+        return tokens, padding, torch.rand(len(lengths), generator=seeded()) + 0.01
+
+    of_any = {0: torch.export.Dim("rows", max=1000)}
+    program = torch.export.export(module, rows([5, 2, 3]), dynamic_shapes=(of_any,) * 3)
+    given = rows([1, 4, 5, 2, 3, 3, 5])
+    for one, other in zip(program.module()(*given), module(*given), strict=True):
+        torch.testing.assert_close(one, other)
