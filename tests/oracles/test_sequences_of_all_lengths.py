@@ -232,6 +232,7 @@ def test_several_tensors_come_by_name() -> None:
         ({"padding": mask}, "by name 'tokens' and 'padding', got .'padding'."),
         ({"tokens": None}, "inputs.'tokens'. must be a tensor with the rows along"),
         ([tokens], "inputs must be a tensor with the rows along"),
+        (torch.nested.as_nested_tensor([*tokens], layout=torch.jagged), "must be no nested tensor"),
     ]
     for inputs, message in wrong:
         for call in (layer, layer.run):

@@ -43,6 +43,11 @@ def count_rows(inputs: object) -> int:
             raise InputError(
                 f"{name} must be a tensor with the rows along dimension 0, {got(value)}"
             )
+        require(
+            not value.is_nested,
+            f"{name} must be no nested tensor; pad what has different lengths, and give the mask "
+            "beside it",
+        )
         numbers.append(value.shape[0])  # which may be any, where a network is exported
         devices.add(str(value.device))
     if any(number != numbers[0] for number in numbers):

@@ -215,8 +215,8 @@ def check_parameter(group: Group, number: int) -> None:
     require(
         param.dtype in _DTYPES and param.layout == torch.strided,
         f"{name_of(group, number)} is a {param.layout} tensor of {param.dtype}; only dense "
-        "tensors of real floating-point numbers can be optimized (view complex ones by "
-        "torch.view_as_real)",
+        "tensors of real floating-point numbers can be optimized (leave out those that are frozen, "
+        "as by requires_grad, and view complex ones by torch.view_as_real)",
     )
     require(
         not any(
