@@ -10,7 +10,7 @@ from draws import DOUBLE, seeded
 from test_adaptive_layer import WithoutExits
 from torch import Tensor, nn
 
-from haltwise import InputError
+from haltwise import DataWarning, InputError
 from haltwise.halting import (
     Graves,
     HaltingExamples,
@@ -189,3 +189,20 @@ class MeanOfAll(WithoutExits):
 def test_an_objective_that_is_not_one_of_each_item_is_named() -> None:
     with pytest.raises(InputError, match=r"MeanOfAll.exit_objective must return .* shape \[6\]"):
         pondered(MeanOfAll()).objective(torch.ones(6, 4, dtype=DOUBLE))
+
+
+def test_costs_that_a_state_replaces_are_told() -> None:
+    def built(costs: list[float] | None) -> LayerStack:
+        return LayerStack([nn.Linear(2, 2) for _ in range(3)], 2, costs=costs)
+
+    layer = built([0.1, 0.2, 0.7])
+    with pytest.warns(DataWarning, match=r"exits that cost \[1.0, 2.0, 3.0\], which replace those"):
+        layer.load_state_dict(built(None).state_dict())
+    assert layer.exit_costs.tolist() == [1, 2, 3]
+    layer.load_state_dict(built(None).double().state_dict())  # the same, and no warning
+    with torch.device("meta"):
+        empty = built(None)
+    empty.load_state_dict(built([0.1, 0.2, 0.7]).state_dict(), assign=True)
+    torch.testing.assert_close(empty.exit_costs, torch.tensor([0.1, 0.2, 0.7]))
+    with pytest.raises(RuntimeError, match="size mismatch for exit_costs"):
+        layer.load_state_dict(LayerStack([nn.Linear(2, 2) for _ in range(2)], 2).state_dict())

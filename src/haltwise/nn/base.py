@@ -8,9 +8,9 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from haltwise._core.errors import InputError, require
+from haltwise._core.errors import DataWarning, InputError, require, warn
 from haltwise._core.settings import got, real_number, whole_number
-from haltwise._core.tensors import default_device, require_items
+from haltwise._core.tensors import default_device, is_plain, require_items
 from haltwise.nn.inputs import Inputs, count_rows
 
 __all__ = [
@@ -139,6 +139,19 @@ class AdaptiveProcess(nn.Module, ABC):
         if self.exit_costs.dtype in (torch.float16, torch.bfloat16):
             self.exit_costs = costs.to(self.exit_costs.device, torch.float32)
         return module
+
+    def _load_from_state_dict(self, state: dict[str, Any], prefix: str, *others: Any) -> None:
+        """Load a state, whose costs replace those that were given: say so where they differ."""
+        own, costs = self.exit_costs, state.get(f"{prefix}exit_costs", ())
+        is_known = isinstance(costs, Tensor) and is_plain(costs) and is_plain(own)
+        if is_known and costs.shape == own.shape and not costs.to(own).allclose(own):
+            warn(
+                f"the state of {type(self).__name__} has exits that cost {costs.tolist()}, which "
+                f"replace those that it was built with, {own.tolist()}; set exit_costs after "
+                "loading to keep these",
+                DataWarning,
+            )
+        super()._load_from_state_dict(state, prefix, *others)
 
 
 def mean_step_cost(exit_costs: Tensor) -> Tensor:
