@@ -85,7 +85,7 @@ class ObjectGenerator(AdaptiveProcess):
 
     def init(self, inputs: Inputs) -> State:
         inputs = require_tensor(inputs, "ObjectGenerator")
-        num = len(inputs)
+        num = inputs.shape[0]
         zeros = inputs.new_zeros(num, self.num_features)
         return {
             "image": inputs,
@@ -98,7 +98,7 @@ class ObjectGenerator(AdaptiveProcess):
 
     def step(self, step: int | Tensor, state: State, active: Tensor | None = None) -> ItemStep:
         image, cell = state["image"], state["cell"]
-        number = torch.zeros(len(image), dtype=torch.int64, device=image.device) + step
+        number = torch.zeros(image.shape[0], dtype=torch.int64, device=image.device) + step
         is_there = (number > 0).to(image)  # the first step looks, and draws nothing
         place, code, divergence, drawn = self._object(image, state["hidden"])
         place, code = place * is_there.unsqueeze(1), code * is_there.unsqueeze(1)
@@ -159,7 +159,7 @@ def _sample(image: Tensor, place: Tensor, size: int) -> Tensor:
     scale, x, y = place.unbind(1)
     none = torch.zeros_like(scale)
     rows = torch.stack((scale, none, x), 1), torch.stack((none, scale, y), 1)
-    grid = affine_grid(torch.stack(rows, 1), [len(image), 1, size, size], align_corners=False)
+    grid = affine_grid(torch.stack(rows, 1), [image.shape[0], 1, size, size], align_corners=False)
     return grid_sample(image.unsqueeze(1), grid, align_corners=False).squeeze(1)
 
 

@@ -204,7 +204,7 @@ class AdaptiveRNN(nn.Module):
             state, prices = state[order], prices[order.to(prices.device)]
         parts = []
         for tokens in steps:  # of the longest sequences, which are the first rows
-            num = len(tokens)
+            num = tokens.shape[0]
             part = ponder(torch.cat((tokens, state[:num]), 1), prices[:num])
             state = part.output if num == num_rows else torch.cat((part.output, state[num:]))
             parts.append(part)
@@ -239,7 +239,7 @@ class AdaptiveRNN(nn.Module):
         else:
             steps = data.unbind(1 if self.batch_first else 0)
         require(len(steps) > 0 and (data.ndim == 3 or len(data) > 0), "inputs have no tokens")
-        return steps, len(steps[0])
+        return steps, steps[0].shape[0]
 
     def _begin(self, inputs: Sequences, hidden: Hidden | None, num_rows: int) -> Tensor:
         """The state before the first tokens, [B, H] or, of an LSTM cell, [B, 2 H]."""

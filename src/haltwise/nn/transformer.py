@@ -99,7 +99,7 @@ class TransformerBlock(nn.Module):
         stale: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
         kept = tokens if kept is None else kept
-        if active is None or torch.is_grad_enabled():
+        if active is None or torch.is_grad_enabled() or torch.compiler.is_compiling():
             normed = self.attention_norm(tokens)
             seen = self.key_value(normed)
             if keys is not None and stale is not None:

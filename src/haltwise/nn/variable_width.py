@@ -162,13 +162,15 @@ class VariableComputationCell(nn.Module):
         return VariableStep(torch.cat((after, hidden[:, most:]), 1), width, None)
 
     def _begin(self, inputs: Tensor, hidden: Tensor | None) -> Tensor:
-        return inputs.new_zeros(len(inputs), self.cell.hidden_size) if hidden is None else hidden
+        return (
+            inputs.new_zeros(inputs.shape[0], self.cell.hidden_size) if hidden is None else hidden
+        )
 
     def _width(self, inputs: Tensor, hidden: Tensor, price: float | Tensor) -> Tensor:
         """M H, shape [n]."""
         seen = [inputs, hidden]
         if self.price_input:
-            seen.append(price_of_rows(price, len(inputs)).log().to(inputs).unsqueeze(1))
+            seen.append(price_of_rows(price, inputs.shape[0]).log().to(inputs).unsqueeze(1))
         share: Tensor = self.share(torch.cat(seen, 1)).sigmoid().squeeze(1)
         return share * self.cell.hidden_size
 
