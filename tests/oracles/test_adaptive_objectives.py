@@ -200,6 +200,7 @@ def test_costs_that_a_state_replaces_are_told() -> None:
         layer.load_state_dict(built(None).state_dict())
     assert layer.exit_costs.tolist() == [1, 2, 3]
     layer.load_state_dict(built(None).double().state_dict())  # the same, and no warning
+    layer.load_state_dict(built([0.1, 0.2, 0.7]).state_dict())  # none in the place of what is usual
     with torch.device("meta"):
         empty = built(None)
     empty.load_state_dict(built([0.1, 0.2, 0.7]).state_dict(), assign=True)

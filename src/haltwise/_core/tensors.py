@@ -25,6 +25,7 @@ __all__ = [
     "default_device",
     "floating_dtype",
     "flush_negligible",
+    "is_exporting",
     "is_plain",
     "kind_of",
     "log_rms",
@@ -143,6 +144,14 @@ def flush_negligible(value: Tensor, *dims: int) -> Tensor:
     size = value.abs()
     least = size.amax(dims, keepdim=True) * torch.finfo(value.dtype).eps ** 2
     return value.masked_fill(size < least, 0)
+
+
+def is_exporting() -> bool:
+    """Whether a network is exported, so that there are no values yet.
+
+    PyTorch 2.6 does not tell it from a network that is compiled.
+    """
+    return bool(getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)())
 
 
 def is_plain(value: Tensor) -> bool:

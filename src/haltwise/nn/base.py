@@ -143,8 +143,13 @@ class AdaptiveProcess(nn.Module, ABC):
     def _load_from_state_dict(self, state: dict[str, Any], prefix: str, *others: Any) -> None:
         """Load a state, whose costs replace those that were given: say so where they differ."""
         own, costs = self.exit_costs, state.get(f"{prefix}exit_costs", ())
-        is_known = isinstance(costs, Tensor) and is_plain(costs) and is_plain(own)
-        if is_known and costs.shape == own.shape and not costs.to(own).allclose(own):
+        of_values = isinstance(costs, Tensor) and is_plain(costs) and is_plain(own)
+        if (
+            of_values
+            and costs.shape == own.shape
+            and not costs.to(own).allclose(own)
+            and not own.equal(torch.arange(1, len(own) + 1).to(own))  # which nobody has given
+        ):
             warn(
                 f"the state of {type(self).__name__} has exits that cost {costs.tolist()}, which "
                 f"replace those that it was built with, {own.tolist()}; set exit_costs after "

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from haltwise._core.errors import InputError, require
 from haltwise._core.settings import got
-from haltwise._core.tensors import select_state
+from haltwise._core.tensors import is_exporting, select_state
 
 __all__ = [
     "Inputs",
@@ -104,7 +104,7 @@ def read_tokens(inputs: Inputs, whose: str) -> tuple[Tensor, Tensor | None]:
         f"padding of tokens {list(tokens.shape)} must be a mask [B, L], True where no token "
         f"is, {got(padding)} of {padding.dtype}",
     )
-    if not torch.compiler.is_compiling():  # what is traced has no values yet
+    if not is_exporting():
         empty = int(padding.all(1).sum())
         require(empty == 0, f"every row must have a token that is no padding; {empty} have none")
     return without_padding(tokens, padding), padding

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from haltwise._core.errors import require
 from haltwise._core.settings import real_number, shown
-from haltwise._core.tensors import copied_array
+from haltwise._core.tensors import copied_array, is_exporting
 
 __all__ = ["price_of_items", "price_of_rows"]
 
@@ -40,7 +40,7 @@ def price_of_rows(price: float | Tensor, num_rows: int) -> Tensor:
         not price.is_complex() and price.dtype != torch.bool,
         f"prices must be real numbers, got {price.dtype}",
     )
-    if not torch.compiler.is_compiling():  # what is traced has no values yet
+    if not is_exporting():
         _require_prices(price[~((price >= _LEAST) & (price <= _MOST))].tolist())
     return price
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn.functional import gelu, scaled_dot_product_attention
 
 from haltwise._core.errors import require
+from haltwise._core.tensors import is_exporting
 
 __all__ = ["TransformerBlock", "shares_keys"]
 
@@ -99,7 +100,7 @@ class TransformerBlock(nn.Module):
         stale: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
         kept = tokens if kept is None else kept
-        if active is None or torch.is_grad_enabled() or torch.compiler.is_compiling():
+        if active is None or torch.is_grad_enabled() or is_exporting():
             normed = self.attention_norm(tokens)
             seen = self.key_value(normed)
             if keys is not None and stale is not None:

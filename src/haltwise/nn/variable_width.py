@@ -181,9 +181,8 @@ class VariableComputationCell(nn.Module):
         settings = {"nonlinearity": cell.nonlinearity} if isinstance(cell, nn.RNNCell) else {}
         narrow = kind(cell.input_size, width, bias=cell.bias, device="meta", **settings)
         for name in dict(narrow.named_parameters()):  # the cell's may be computed from others
-            rows = getattr(cell, name).unflatten(0, (-1, num_units))[
-                :, :width
-            ]  # those of each gate
+            of_gates = getattr(cell, name).unflatten(0, (-1, num_units))
+            rows = of_gates[:, :width]
             if name == "weight_hh":
                 rows = rows[..., :width]
             setattr(narrow, name, nn.Parameter(rows.flatten(0, 1), requires_grad=False))
