@@ -34,6 +34,7 @@ from haltwise._kernels.operands import (
     is_dense,
     layer_operands,
     readout_operands,
+    replay_operands,
     require_dims,
     require_operand,
     state_operands,
@@ -524,40 +525,19 @@ def backward(
     Returns:
         Derivatives of both states [N, L, H], empty unless wanted; of `layers.parameters`.
     """
-    fused, size = layers.num_outputs > 0, layers.size
-    require(
-        (pooled is not None) == fused and (fused or d_updates is None),
-        "layers with a read-out take gradients, and others inputs",
-    )
-    steps, rows, *_ = require_dims("the steps' inputs", given, "TN" if fused else "TNI")
-    num_problems = rows
-    if pooled is not None:
-        num_problems = require_dims("the pooled gradients", pooled, "TB2")[1]
-        require(
-            rows % num_problems == 0 if num_problems else rows == 0,
-            f"{rows} coordinates cannot belong to {num_problems} problems of one size",
-        )
-    state_shape = rows, layers.num_layers, size
-    table = (
-        ("the inputs", None if fused else given, (steps, rows, layers.num_inputs)),
-        *state_operands(hidden, cell, state_shape),
-        ("the gradients", given if fused else None, (steps, rows)),
-        ("the pooled gradients", pooled, (steps, num_problems, 2)),
-        ("a derivative of outputs", d_outputs, (steps, rows, size)),
-        ("a derivative of updates", d_updates, (steps, rows)),
-        ("a derivative of sums", d_sums, (steps, num_problems, size)),
-        ("a derivative of the hidden state", d_hidden, state_shape),
-        ("a derivative of the cell state", d_cell, state_shape),
-    )
-    operands: list[object] = [
+    optional = pooled, d_outputs, d_updates, d_sums, d_hidden, d_cell
+    (steps, rows, num_problems), table = replay_operands(layers, given, (hidden, cell), *optional)
+    own, *others = (
         None if tensor is None else operand(name, tensor, shape, layers.dtype)
         for name, tensor, shape in table
-    ]
+    )
+    inputs, gradients = (None, own) if layers.num_outputs else (own, None)
     layers.require_unmoved()
-    d_first = [empty(given, *state_shape) for _ in range(2 if wants_state else 0)]
+    d_first = [empty(hidden, *hidden.shape) for _ in range(2 if wants_state else 0)]
     whole = layers.shape(steps, rows, max(rows // max(num_problems, 1), 1))
     # In double precision, and every piece in a row of its own: there may be millions of addends.
     sums = layers.new_sums(whole)
-    operands[3:3] = layers.weights, layers.biases
-    run("lstm_backward", layers.dtype, whole, [*operands, *(d_first or (None, None))], sums)
+    before = inputs, *others[:2], layers.weights, layers.biases, gradients
+    operands = [*before, *others[2:], *(d_first or (None, None))]
+    run("lstm_backward", layers.dtype, whole, operands, sums)
     return d_first, layers.summed(sums)

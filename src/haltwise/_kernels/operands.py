@@ -1,11 +1,12 @@
 """What a tensor must be to enter the LSTM, and the sentences that refuse all others."""
 
 from collections.abc import Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
-from haltwise._core.errors import InputError
+from haltwise._core.errors import InputError, require
 
 __all__ = [
     "CPU",
@@ -14,6 +15,7 @@ __all__ = [
     "is_dense",
     "layer_operands",
     "readout_operands",
+    "replay_operands",
     "require_dims",
     "require_operand",
     "state_operands",
@@ -113,6 +115,51 @@ def readout_operands(weight: Tensor, bias: Tensor, num_inputs: int, size: int) -
 def state_operands(hidden: Tensor, cell: Tensor, shape: tuple[int, ...]) -> list[Operand]:
     """Both states, to be checked."""
     return [("the hidden state", hidden, shape), ("the cell state", cell, shape)]
+
+
+class _Layers(Protocol):
+    num_layers: int
+    size: int
+    num_inputs: int
+    num_outputs: int
+
+
+def replay_operands(
+    layers: _Layers, given: Tensor, state: tuple[Tensor, Tensor], *optional: Tensor | None
+) -> tuple[tuple[int, int, int], list[tuple[str, Tensor | None, tuple[int, ...]]]]:
+    """T, N and B of a call of `native.backward`, and all that it is given in turn, to be checked.
+
+    Raises:
+        InputError: It does not fit together.
+    """
+    pooled, _, d_updates, *_ = optional
+    reads_out, size = layers.num_outputs > 0, layers.size
+    require(
+        (pooled is not None) == reads_out and (reads_out or d_updates is None),
+        "layers with a read-out take gradients, and others inputs",
+    )
+    steps, rows, *_ = require_dims("the steps' inputs", given, "TN" if reads_out else "TNI")
+    num_problems = rows
+    if pooled is not None:
+        num_problems = require_dims("the pooled gradients", pooled, "TB2")[1]
+        require(
+            rows % num_problems == 0 if num_problems else rows == 0,
+            f"{rows} coordinates cannot belong to {num_problems} problems of one size",
+        )
+    state_shape = rows, layers.num_layers, size
+    expected = {
+        "the pooled gradients": (steps, num_problems, 2),
+        "a derivative of outputs": (steps, rows, size),
+        "a derivative of updates": (steps, rows),
+        "a derivative of sums": (steps, num_problems, size),
+        "a derivative of the hidden state": state_shape,
+        "a derivative of the cell state": state_shape,
+    }
+    others = zip(expected, optional, expected.values(), strict=True)
+    named = "the gradients" if reads_out else "the inputs"
+    shape = (steps, rows) if reads_out else (steps, rows, layers.num_inputs)
+    table = [(named, given, shape), *state_operands(*state, state_shape), *others]
+    return (steps, rows, num_problems), table
 
 
 def _not_plain(name: str, tensor: object) -> str:

@@ -11,11 +11,10 @@ import torch
 import triton
 from torch import Tensor
 
-from haltwise._core.errors import require
 from haltwise._kernels.fused import backward as kernels
 from haltwise._kernels.fused import launching
 from haltwise._kernels.fused.layers import FusedLayers
-from haltwise._kernels.operands import require_dims, state_operands
+from haltwise._kernels.operands import replay_operands, require_dims, state_operands
 
 __all__ = ["backward", "forward"]
 
@@ -69,60 +68,22 @@ def backward(
     d_cell: Tensor | None = None,
     wants_state: bool = True,
 ) -> tuple[list[Tensor], list[Tensor]]:
-    """Backpropagate through T steps, which are recomputed: `native.backward` on a GPU.
+    """Backpropagate through T steps, which are recomputed; see `native.backward`.
 
     Weight gradients are summed in a fixed order, so they are the same to the bit every time.
-
-    Args:
-        layers: With a read-out for T steps of an optimizer, without for `forward`.
-        given: Constants: inputs [T, N, I], or with a read-out gradients [T, N].
-        hidden: Before the first step, shape [N, L, H].
-        cell: Before the first step, shape [N, L, H].
-        pooled: Mean and inverse root mean square of each gradient, shape [T, B, 2].
-        d_outputs: Derivative with respect to the top layer's outputs, shape [T, N, H].
-        d_updates: With respect to the updates, shape [T, N].
-        d_sums: With respect to sums of outputs over a problem's coordinates, shape [T, B, H].
-        d_hidden: With respect to the hidden state after the last step, shape [N, L, H].
-        d_cell: With respect to the cell state after the last step, shape [N, L, H].
-        wants_state: Whether the derivatives of the states are wanted.
-
-    Returns:
-        Derivatives of both states [N, L, H], empty unless wanted; of `layers.parameters`.
     """
-    reads_out, size, num_inputs = layers.num_outputs > 0, layers.size, layers.num_inputs
-    require(
-        (pooled is not None) == reads_out and (reads_out or d_updates is None),
-        "layers with a read-out take gradients, and others inputs",
-    )
-    steps, rows, *_ = require_dims("the steps' inputs", given, "TN" if reads_out else "TNI")
-    num_problems = rows
-    if pooled is not None:
-        num_problems = require_dims("the pooled gradients", pooled, "TB2")[1]
-        require(
-            rows % num_problems == 0 if num_problems else rows == 0,
-            f"{rows} coordinates cannot belong to {num_problems} problems of one size",
-        )
-    if reads_out and d_updates is None:
+    if layers.num_outputs and d_updates is None:
         d_updates = torch.zeros_like(given)
-    state_shape = rows, layers.num_layers, size
-    table = (
-        ("the inputs", given, (steps, rows) if reads_out else (steps, rows, num_inputs)),
-        *state_operands(hidden, cell, state_shape),
-        ("the pooled gradients", pooled, (steps, num_problems, 2)),
-        ("a derivative of outputs", d_outputs, (steps, rows, size)),
-        ("a derivative of updates", d_updates, (steps, rows)),
-        ("a derivative of sums", d_sums, (steps, num_problems, size)),
-        ("a derivative of the hidden state", d_hidden, state_shape),
-        ("a derivative of the cell state", d_cell, state_shape),
-    )
+    optional = pooled, d_outputs, d_updates, d_sums, d_hidden, d_cell
+    (steps, rows, num_problems), table = replay_operands(layers, given, (hidden, cell), *optional)
     operands = [
         None if tensor is None else layers.operand(name, tensor, shape)
         for name, tensor, shape in table
     ]
     params = layers.block()
     sums = torch.zeros_like(params, dtype=torch.float64)
-    d_first = [given.new_empty(state_shape) for _ in range(2 if wants_state else 0)]
-    width = max(1, _scratch(layers.device) // (layers.num_layers * size * (6 * steps + 2)))
+    d_first = [hidden.new_empty(hidden.shape) for _ in range(2 if wants_state else 0)]
+    width = max(1, _scratch(layers.device) // (layers.num_layers * layers.size * (6 * steps + 2)))
     for begin in range(0, rows, width):
         some = slice(begin, min(begin + width, rows))
         own: list[Tensor | None] = [*(value[some] for value in d_first)] or [None, None]
