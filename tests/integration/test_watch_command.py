@@ -17,6 +17,7 @@ from in_process import Result, haltwise
 
 from haltwise import RunMonitor
 from haltwise._core.errors import DataWarning
+from haltwise.curves import read
 
 RULE = f"{Path(__file__).parents[1] / 'tiny_rules.py'}:Patience"
 
@@ -169,6 +170,29 @@ def test_half_a_line_is_not_read_in_a_folder_either(tmp_path: Path) -> None:
     (folder / "inner" / "log.csv").write_text("step,loss\n0,word\n")
     found = watch(folder, "--once", "--target", 1, "--cost", "step")
     assert f"{folder / 'inner' / 'log.csv'}" in found.stderr
+
+
+def test_a_folder_that_is_removed_meanwhile_ends_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "log.csv").write_text("step,loss\n" + lines([3.0, 2.0, 1.0]))
+    scan, removed = os.scandir, []
+
+    def scandir(folder: Any) -> Any:
+        if str(folder).endswith("checkpoint"):  # rotated between being listed and being looked into
+            Path(folder).rmdir()
+            removed.append(folder)
+        return scan(folder)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    (run / "checkpoint").mkdir()
+    found = watch(run, "--once", "--target", 0, "--cost", "step")
+    assert found.stdout == f"{run}: go on, loss 1 at 2 after 3 points\n", found.stderr
+    (run / "checkpoint").mkdir()
+    assert read(run, cost="step", metric="loss").num_points.tolist() == [3]
+    assert len(removed) == 2
 
 
 @pytest.mark.filterwarnings("ignore:left out")

@@ -14,6 +14,7 @@ from typing import Any, final
 import click
 
 from haltwise._core.errors import require
+from haltwise.curves.readers.files import files_below
 from haltwise.datasets.store import default_directory
 
 __all__ = ["DIRECTORY", "JSON", "PAGE", "PATH", "PathType", "kept_apart"]
@@ -175,8 +176,7 @@ def _lies_in(path: Path, folder: Path) -> bool:
     """Whether a file lies in a folder, itself or by a link."""
     if path.resolve().is_relative_to(folder.resolve()):
         return True
-    found = (Path(root, name) for root, _, names in os.walk(folder) for name in names)
-    for each in islice(found, _MOST_FILES):
+    for each in islice(files_below(folder), _MOST_FILES):
         with suppress(OSError):  # a link that leads nowhere, or a folder that is closed
             if each.samefile(path):
                 return True

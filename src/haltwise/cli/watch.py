@@ -22,6 +22,7 @@ from haltwise.curves.columns import is_validation
 from haltwise.curves.levels import MIN_POINTS
 from haltwise.curves.raw import LearnedOn, NothingRecordedError
 from haltwise.curves.readers import settled
+from haltwise.curves.readers.files import files_below
 from haltwise.curves.rule import CurveRule
 from haltwise.curves.shipped import PRETRAINED
 from haltwise.curves.stop_model import StopModel
@@ -166,7 +167,7 @@ def _changes(log: Path, poll: float) -> Iterator[None]:
 def _state(log: Path) -> list[tuple[str, int, int]]:
     """What changes as a file, or any file in a folder, grows."""
     found = []
-    for file in (log, *log.rglob("*")):
+    for file in (log, *files_below(log)):
         with contextlib.suppress(OSError):  # not there yet, or no longer
             status = file.stat()
             found.append((str(file), status.st_mtime_ns, status.st_size))

@@ -15,7 +15,7 @@ from haltwise.curves.columns import Direction, is_split
 from haltwise.curves.curves import Curves
 from haltwise.curves.raw import Keys, NothingRecordedError, RawRuns
 from haltwise.curves.readers.base import Reader
-from haltwise.curves.readers.files import read_head, stem
+from haltwise.curves.readers.files import files_below, read_head, stem
 from haltwise.datasets.store import default_directory
 
 __all__ = ["Reader", "read", "readers", "settled"]
@@ -190,7 +190,7 @@ def _find(path: Path, data_dir: str | Path | None) -> Path:
 def _files(folder: Path) -> list[Path]:
     """All files in a folder and those below, in the order of their names; no hidden ones."""
     found = []
-    for path in folder.rglob("*"):
+    for path in files_below(folder):
         if path.is_file() and not any(
             part.startswith(".") for part in path.relative_to(folder).parts
         ):

@@ -12,7 +12,15 @@ from typing import Any, BinaryIO, TextIO, final
 from haltwise._core.errors import InputError, require
 from haltwise.datasets.files import opened
 
-__all__ = ["common_folder", "inner_suffix", "open_text", "parse_json", "read_head", "stem"]
+__all__ = [
+    "common_folder",
+    "files_below",
+    "inner_suffix",
+    "open_text",
+    "parse_json",
+    "read_head",
+    "stem",
+]
 
 _HEAD = 2**14  # bytes
 _TEXT = 32 * 2**20  # bytes of text that any compressed file may hold: numbers take more room
@@ -61,6 +69,11 @@ def open_text(path: Path) -> Iterator[TextIO]:
             f"{path} is no text in UTF-8 ({error.reason}); convert it, for instance by "
             f"iconv -f {'UTF-16' if wide else 'LATIN1'} -t UTF-8 {path}"
         ) from None
+
+
+def files_below(folder: Path) -> Iterator[Path]:
+    """What lies in a folder and those below but for folders; none that is removed meanwhile."""
+    return (Path(root, name) for root, _, names in os.walk(folder) for name in names)
 
 
 def common_folder(paths: Sequence[Path]) -> Path:
