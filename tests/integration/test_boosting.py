@@ -154,6 +154,20 @@ class TestLightGBM:
             assert booster.best_iteration == best + 1 < monitor.steps < 40
             assert booster.best_score["valid_0"][name] == abs(monitor.curve.loss[best])
 
+    def test_a_first_value_that_is_nan_is_not_the_best(self) -> None:
+        lightgbm = pytest.importorskip("lightgbm")
+        values = iter([np.nan, 3.0, 2.0, *[5.0] * 9])
+        callback = self.callback(patience(4), "valid_0-own", at_best=True)
+        x, y, x_valid, y_valid = tables(0)
+        data = lightgbm.Dataset(x, y)
+        booster = lightgbm.train(
+            {"objective": "binary", "metric": "none", "verbosity": -1, "num_threads": 1}, data, 12,
+            valid_sets=[lightgbm.Dataset(x_valid, y_valid, reference=data)],
+            feval=lambda *_: ("own", next(values), False), callbacks=[callback],
+        )  # fmt: skip
+        assert (booster.best_iteration, booster.best_score["valid_0"]["own"]) == (3, 2.0)
+        assert callback.monitor.steps == 7
+
     @pytest.mark.parametrize(
         "settings", [{"early_stopping_round": 0}, {"early_stopping_round": 9, "boosting": "dart"}]
     )

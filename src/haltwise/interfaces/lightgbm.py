@@ -55,15 +55,15 @@ class RunCallback:
         return f"RunCallback({self._metric}: {self.monitor})"
 
     def __call__(self, env: CallbackEnv) -> None:
+        results = env.evaluation_result_list or []
         if env.iteration == env.begin_iteration:
             self.monitor.start(budget=env.end_iteration - env.begin_iteration)
-            self._lowest = math.inf
+            self._lowest, self._best = math.inf, (env.iteration, results)
             require(
                 not (self._at_best and _is_dart(env.params)),
                 "dart changes earlier trees, so no round is left as it was at its best; leave "
                 "at_best out",
             )
-        results = env.evaluation_result_list or []
         _, _, value, is_higher_better, *_ = logged(
             {f"{r[0]}-{r[1]}": r for r in results}, self._metric
         )
@@ -76,7 +76,7 @@ class RunCallback:
         )
         self.monitor.update(value, cost=env.iteration - env.begin_iteration + 1)
         loss = -value if is_higher_better else value
-        if loss < self._lowest or env.iteration == env.begin_iteration:
+        if loss < self._lowest:
             self._lowest, self._best = loss, (env.iteration, results)
         if self.monitor.should_stop:
             asked = (env.params.get("early_stopping_round") or 0) > 0 and not _is_dart(env.params)
