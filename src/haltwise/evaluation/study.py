@@ -56,7 +56,8 @@ def study(
         prices: c, in units of the loss.
         horizon: T, steps allowed.
         seeds: At least 2.
-        num_problems: n per seed, for the test and again for tuning.
+        num_problems: n per seed, for the test and again for tuning; what is left over where several
+            families share it is not drawn.
         device: Where problems are solved.
         learners: Whether trees and a logistic regression on all signals are baselines, too; see
             `haltwise.evaluation.learners`. They take half a minute a seed and price.
@@ -117,7 +118,7 @@ def study(
         family=" + ".join(families),
         horizon=horizon,
         seeds=list(seeds),
-        num_problems=num_problems,
+        num_problems=share * len(families),
         num_left_out=num_left_out,
         cells=[_over_seeds(records, list(seeds)) for records in judged.values()],
     )
