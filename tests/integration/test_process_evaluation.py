@@ -1,5 +1,6 @@
 """A model that stops a named family of processes: trained, judged beside the best causal rule."""
 
+import inspect
 import json
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ import pytest
 from in_process import haltwise
 
 from haltwise import InputError, load_halting
+from haltwise._core.progress import working
 from haltwise._core.random import stream
 from haltwise.evaluation import StoppingRecord, judge_processes
 from haltwise.planning import optimal_stopping
@@ -78,13 +80,17 @@ def test_impossible_settings_are_refused(run: Path) -> None:
             judged(run, **settings)
 
 
-def test_the_command_shows_the_line(run: Path, tmp_path: Path) -> None:
+def test_the_command_shows_the_line(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(inspect.unwrap(working).__kwdefaults__, "every", 0.001)
     done = haltwise(
         "evaluate", run, "--num-problems", 256, "--no-learners", "--json", "found.json",
         "--family.relapse", 0.0, cwd=tmp_path,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "best causal rule" in done.stdout
+    assert "recording 256 items to test, 0 s" in done.stderr  # of thousands it takes minutes
     found = json.loads((tmp_path / "found.json").read_text())
     assert found["num_steps"] == 40
     assert found["rules"]["best-causal"]["gain"]["value"] > 0

@@ -83,16 +83,20 @@ def command(
             f"{run_or_name} stops processes: there is no optimizer to compare, and no record is "
             "kept; drop --compare, --baseline and --out, and write the figures by --json",
         )
-        stopping = judge_processes(
-            loading.load_halting(run_or_name, own),
-            options.process_family_of(card, family, settings, data_dir),
-            price=card.price if price is None else price,
-            horizon=card.horizon if horizon is None else horizon,
-            seed=seed,
-            num_items=4096 if num_problems is None else num_problems,
-            device=device,
-            learners=learners,
-        )
+        model = loading.load_halting(run_or_name, own)
+        source = options.process_family_of(card, family, settings, data_dir)
+        with working("starting", Console(stderr=True)) as announce:
+            stopping = judge_processes(
+                model,
+                source,
+                price=card.price if price is None else price,
+                horizon=card.horizon if horizon is None else horizon,
+                seed=seed,
+                num_items=4096 if num_problems is None else num_problems,
+                device=device,
+                learners=learners,
+                announce=announce,
+            )
         write_json(json_path, stopping)
         print_stopping(stopping)
         return
