@@ -6,10 +6,9 @@ from typing import Any, Self, final
 
 import numpy as np
 
-from haltwise._core.errors import require
 from haltwise._core.extras import extra
-from haltwise.curves.curves import Curves, Floats
-from haltwise.curves.rules.learners import MISSING, LearnedCurveRule, filled, training_points
+from haltwise.curves.curves import Curves
+from haltwise.curves.rules.learners import LearnedCurveRule, filled, training_points
 
 __all__ = ["BoostedTreesRule"]
 
@@ -41,13 +40,9 @@ class BoostedTreesRule(LearnedCurveRule):
             min_samples_leaf=int(np.clip(len(rows.run) // 200, 5, 60)), early_stopping=False,
             random_state=0,
         )  # fmt: skip
-        return replace(self, model=model.fit(filled(rows.inputs, MISSING), rows.worth_going_on))
-
-    def predict(self, table: Floats) -> Floats:
-        require(self.model is not None, "this rule has learned nothing yet; call fit(curves) first")
-        if isinstance(self.model, float):
-            return np.full(len(table), self.model)
-        return np.asarray(self.model.decision_function(filled(table, MISSING)))
+        return replace(
+            self, model=model.fit(filled(rows.inputs, self.missing), rows.worth_going_on)
+        )
 
 
 CURVE_RULES = {"boosted-trees": BoostedTreesRule}

@@ -1,14 +1,17 @@
 """Extrapolated curves a + b phi(t), fitted to what is known at each point by least squares."""
 
+from abc import abstractmethod
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from dataclasses import dataclass
+from typing import NamedTuple, Self
 
 import numpy as np
 
 from haltwise.curves.curves import Curve, Floats, Integers
 from haltwise.curves.progress import best_so_far, relative, share_spent
+from haltwise.curves.rule import CurveRule
 
-__all__ = ["Fits", "extrapolation_score", "fit_prefixes"]
+__all__ = ["ExtrapolationRule", "Fits", "fit_prefixes"]
 
 _FEWEST = 3  # points to fit two coefficients and an exponent to
 _AHEAD: Floats = np.array([0.0625, 0.125, 0.25, 0.5, 1.0])  # of what is left, to look at
@@ -111,37 +114,48 @@ def _fit(time: Floats, loss: Floats, shapes: Sequence[Shape], windows: _Windows)
     return Fits(np.where(enough, level + shift, np.nan), size, shape)
 
 
-def extrapolation_score(
-    curve: Curve, shapes: Sequence[Shape], tail: float, price: float | None
-) -> Floats:
-    """What the extrapolated curve promises at each point, inf where it is not known yet; [n].
+@dataclass(frozen=True)
+class ExtrapolationRule(CurveRule):
+    """The score is what the extrapolated curve promises, inf where it is not known yet.
 
-    Args:
-        curve: The curve so far.
-        shapes: See `fit_prefixes`.
-        tail: See `fit_prefixes`.
-        price: None to give up: the score is the share of the way to the target that will be left
-            at the end of the budget, negative. Else the most that going on gains, its price paid.
+    To give runs up, without a price, it is the share of the way to the target that will be left at
+    the end of the budget, negative. Else the most that going on gains, its price paid.
     """
-    time = share_spent(curve)
-    loss = relative(curve) if price is None else curve.loss
-    best = best_so_far(loss)
-    fits = fit_prefixes(time, loss, shapes, tail)
 
-    def forecast(when: Floats) -> Floats:
-        """The lowest loss by then, shape [n]."""
-        ahead = np.choose(fits.shape, [phi(when) for phi in shapes])
-        lowest: Floats = np.minimum(fits.level + fits.size * ahead, best)
-        return lowest
+    price: float | None = None
+    """What a unit of cost must gain, in units of the metric; None to give runs up."""
+    tail: float = 1.0
+    """The share of the points that are fitted, the last ones."""
 
-    score: Floats
-    if price is None:
-        score = -forecast(np.ones(len(time)))
-    else:
-        unit = curve.cost[-1:] / time[-1:] if len(time) and time[-1] > 0 else np.ones(1)
-        left = (1 - time).clip(0)
-        later = [
-            best - forecast(time + part * left) - price * unit * part * left for part in _AHEAD
-        ]
-        score = np.max(later, 0)
-    return np.where(np.isnan(fits.level), np.inf, score)
+    @property
+    @abstractmethod
+    def shapes(self) -> Sequence[Shape]:
+        """See `fit_prefixes`."""
+
+    @classmethod
+    def candidates(cls, price: float | None = None) -> Sequence[Self]:
+        return [cls(price, tail) for tail in (1.0, 0.5, 0.25)]
+
+    def score(self, curve: Curve) -> Floats:
+        price, time = self.price, share_spent(curve)
+        loss = relative(curve) if price is None else curve.loss
+        best = best_so_far(loss)
+        fits = fit_prefixes(time, loss, self.shapes, self.tail)
+
+        def forecast(when: Floats) -> Floats:
+            """The lowest loss by then, shape [n]."""
+            ahead = np.choose(fits.shape, [phi(when) for phi in self.shapes])
+            lowest: Floats = np.minimum(fits.level + fits.size * ahead, best)
+            return lowest
+
+        score: Floats
+        if price is None:
+            score = -forecast(np.ones(len(time)))
+        else:
+            unit = curve.cost[-1:] / time[-1:] if len(time) and time[-1] > 0 else np.ones(1)
+            left = (1 - time).clip(0)
+            later = [
+                best - forecast(time + part * left) - price * unit * part * left for part in _AHEAD
+            ]
+            score = np.max(later, 0)
+        return np.where(np.isnan(fits.level), np.inf, score)

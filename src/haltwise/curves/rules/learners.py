@@ -6,7 +6,7 @@ price is known to all: improvements are told in prices as well.
 
 from abc import abstractmethod
 from dataclasses import replace
-from typing import NamedTuple, final
+from typing import Any, ClassVar, NamedTuple, Self, final
 
 import numpy as np
 
@@ -128,12 +128,25 @@ def filled(table: Floats, missing: float) -> Floats:
 class LearnedCurveRule(CurveRule):
     """A rule whose score is that of a model of the inputs, each point for itself."""
 
+    missing: ClassVar[float] = MISSING
+    """Stands for what is not known."""
+
     price: float | None
     """What a unit of cost must gain, in units of the metric; None to give runs up."""
+    model: Any
+    """Of scikit-learn, once fitted; or a number, the score of all points."""
 
     @abstractmethod
+    def fit(self, curves: Curves) -> Self:
+        """The rule with a model of the points of recorded runs."""
+
     def predict(self, table: Floats) -> Floats:
         """The score at each point, shape [points], by its inputs [points, F]."""
+        require(self.model is not None, "this rule has learned nothing yet; call fit(curves) first")
+        if isinstance(self.model, float):
+            return np.full(len(table), self.model)
+        logit = getattr(self.model, "decision_function", None)  # of a classifier
+        return np.asarray((logit or self.model.predict)(filled(table, self.missing)))
 
     def score(self, curve: Curve) -> Floats:
         return self.predict(inputs(curve, self.price))

@@ -2,13 +2,12 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Self, final
+from typing import Any, ClassVar, Self, final
 
 import numpy as np
 
-from haltwise._core.errors import require
 from haltwise._core.extras import extra
-from haltwise.curves.curves import Curves, Floats
+from haltwise.curves.curves import Curves
 from haltwise.curves.rules.learners import LearnedCurveRule, filled, training_points
 
 __all__ = ["LogisticCurveRule"]
@@ -18,6 +17,8 @@ __all__ = ["LogisticCurveRule"]
 @dataclass(frozen=True, eq=False)
 class LogisticCurveRule(LearnedCurveRule):
     """The score is the logit that the target will be met or that going on is worth its price."""
+
+    missing: ClassVar[float] = 0.0
 
     price: float | None = None
     """What a unit of cost must gain, in units of the metric; None to give runs up."""
@@ -41,13 +42,9 @@ class LogisticCurveRule(LearnedCurveRule):
         model = make_pipeline(
             StandardScaler(), LogisticRegression(C=self.strength, max_iter=300, tol=1e-3)
         )
-        return replace(self, model=model.fit(filled(rows.inputs, 0.0), rows.worth_going_on))
-
-    def predict(self, table: Floats) -> Floats:
-        require(self.model is not None, "this rule has learned nothing yet; call fit(curves) first")
-        if isinstance(self.model, float):
-            return np.full(len(table), self.model)
-        return np.asarray(self.model.decision_function(filled(table, 0.0)))
+        return replace(
+            self, model=model.fit(filled(rows.inputs, self.missing), rows.worth_going_on)
+        )
 
 
 CURVE_RULES = {"logistic": LogisticCurveRule}

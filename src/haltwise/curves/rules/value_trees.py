@@ -6,12 +6,10 @@ from typing import Any, Self, final
 
 import numpy as np
 
-from haltwise._core.errors import require
 from haltwise._core.extras import extra
 from haltwise.curves.curves import Curve, Curves, Floats
 from haltwise.curves.progress import best_so_far
 from haltwise.curves.rules.learners import (
-    MISSING,
     LearnedCurveRule,
     budget_of,
     filled,
@@ -116,11 +114,7 @@ class ValueTreesRule(LearnedCurveRule):
             min_samples_leaf=int(np.clip(len(saved) // 200, 5, 60)), early_stopping=False,
             random_state=0,
         )  # fmt: skip
-        return model.fit(filled(table, MISSING), saved)
-
-    def predict(self, table: Floats) -> Floats:
-        require(self.model is not None, "this rule has learned nothing yet; call fit(curves) first")
-        return np.asarray(self.model.predict(filled(table, MISSING)))
+        return model.fit(filled(table, self.missing), saved)
 
 
 def _hindsight(stop: Floats, end: float) -> Floats:
