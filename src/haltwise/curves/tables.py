@@ -113,7 +113,7 @@ class PointTable:
 
         Raises:
             NothingRecordedError: There are no rows.
-        InputError: There are too many columns for so many rows.
+            InputError: There are too many columns for so many rows.
 
         Warns:
             DataWarning: Rows lack what tells runs apart, while others have it.

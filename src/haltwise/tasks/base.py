@@ -76,7 +76,7 @@ Seen = TypeVar("Seen", Observation, DifferentiatedScore, Score)
 
 
 class SupportsCurvature(ABC):
-    """A deterministic batch that knows second derivatives; see `haltwise.engines.Newton`."""
+    """A deterministic batch that knows second derivatives; see `haltwise.engines.newton`."""
 
     @property
     def curvature_refusal(self) -> str | None:
@@ -96,7 +96,7 @@ class SupportsCurvature(ABC):
 class SupportsResiduals(ABC):
     """A deterministic batch whose losses are sums of squares, 1/2 sum_m r_m^2.
 
-    See `haltwise.engines.GaussNewton`.
+    See `haltwise.engines.gauss_newton`.
     """
 
     @property

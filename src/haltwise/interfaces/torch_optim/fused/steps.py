@@ -20,7 +20,7 @@ from haltwise.update_rules import UpdateRule
 
 __all__ = ["FusedGroup", "FusedSteps", "Reading"]
 
-_WHY = ("", "rises", "waits", "ended", "fails")
+_WHY = ("", "rises", "waits", "ended", "fails")  # in the numbers of `control`
 """Kinds of reasons, at the numbers by which a control record names them."""
 
 
