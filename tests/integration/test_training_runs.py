@@ -148,6 +148,23 @@ def test_every_method_trains_the_halter_and_stops_by_its_rule(
         assert type(loaded.policy(unit).rule) is kinds[name]
 
 
+@pytest.mark.parametrize(
+    "method",
+    [
+        *(name for name in halting_methods() if name != "none"),
+        *(
+            {"name": "stick-breaking", "settings": {"learn_by": learn_by}}
+            for learn_by in ("distillation", "value")
+        ),
+    ],
+)
+def test_every_method_learns_from_runs_of_one_step(method: Any, tmp_path: Path) -> None:
+    """Before the one gradient there is nothing to decide."""
+    trainer = finish(Trainer(tiny("act", horizon=1, method=method), tmp_path / "run"))
+    assert trainer.num_nonfinite == 0
+    assert load(tmp_path / "run").card.policies.keys() == set(CostUnit)
+
+
 def test_same_seed_same_weights_other_seed_other_weights(tmp_path: Path) -> None:
     runs = [
         finish(Trainer(tiny(seed=seed), tmp_path / name)).model.state_dict()

@@ -119,8 +119,11 @@ def continuation_value(losses: Tensor, hazard_logits: Tensor, *, price: Tensor) 
     backwards from the horizon on the recorded trajectory (least-squares Monte Carlo, Longstaff &
     Schwartz 2001, with the policy iterated as the forecast learns). Losses are data. The mean over
     steps counts errors beyond a price linearly (Huber), and targets are held within `_FARSIGHT`
-    prices: beyond, the decision is clear. See docs/theory.md, Eq. (value).
+    prices: beyond, the decision is clear. No error where there is nothing to decide. See
+    docs/theory.md, Eq. (value).
     """
+    if hazard_logits.shape[1] == 0:  # as before the gradients of runs of one step
+        return hazard_logits.sum(1)
     costs = losses.detach() / price.unsqueeze(1) + _steps(losses)
     later = costs[:, -1]
     targets = []
