@@ -797,6 +797,8 @@ def test_runs_that_are_refused() -> None:
         Curves.from_matrix([[3.0, 2.0], [1.0]])
     with pytest.raises(InputError, match="costs must hold real numbers"):
         Curves.from_matrix([[3.0, 2.0]], [[0.0, 1.0], [0.0]])
+    with pytest.raises(InputError, match=r"of one column or more, got shape \[2, 0\]"):
+        Curves.from_matrix([[], []])
     with pytest.raises(InputError, match="cost and metric both name 'loss'"):
         Curves.from_frame({"loss": [3, 2]}, cost="loss", metric="loss")
 

@@ -227,6 +227,15 @@ def test_what_cannot_be_wanted_is_refused(wanted: dict[str, Any], sentence: str)
         calibrate(Patience, **{"trajectory": MANY, **wanted})
 
 
+@pytest.mark.parametrize("unit", CostUnit)
+def test_losses_without_a_step_are_refused(unit: CostUnit) -> None:
+    start = Trajectory(MANY.loss[:, :1], MANY.excess[:, :1])
+    with pytest.raises(InputError, match="no step to stop at"):
+        calibrate(FixedBudget, start, price=0.1, unit=unit)
+    with pytest.raises(InputError, match="no step to stop at"):
+        choose([FixedBudget(0)], start, unit, price=0.1, returns=(ReturnedIterate.BEST,))
+
+
 def test_too_few_items_are_refused() -> None:
     with pytest.raises(InputError, match="at least 50 problems, got 49"):
         calibrate(Patience, MANY.select(torch.arange(49)), price=0.1)

@@ -168,6 +168,7 @@ def test_states_that_are_none_and_starts_that_are_no_law_are_refused() -> None:
     best = optimal_stopping(transition, losses, 0.2, 2)
     for states, sentence in (
         (torch.zeros(2, 3), r"int64 tensor of shape \[n, T\+1\], got torch.float32"),
+        (torch.zeros(2, 0).long(), r"of shape \[n, T\+1\], got torch.int64 in shape \[2, 0\]"),
         (torch.full((2, 3), -1), "numbers of the 2 states, from 0 on, got -1 to -1"),
         (torch.zeros(2, 5, dtype=torch.int64), "beyond the horizon of 2 steps"),
     ):

@@ -171,7 +171,8 @@ def test_arrays_are_certified_as_tensors_are() -> None:
         (np.ones((2, 3)) + 1j, r"loss must hold real numbers, got torch.complex128; .*loss\.real"),
         (torch.ones(2, 3) + 1j, r"loss must hold real numbers, got torch.complex64; .*loss\.real"),
         (torch.ones(2, 3).to_sparse(), r"loss is sparse_coo, .*; make it dense by loss.to_dense"),
-        (np.ones(3), r"losses must be a matrix \[n, T\+1\], got 1-D"),
+        (np.ones(3), r"losses must be a matrix \[n, T\+1\] .*, got shape \[3\]"),
+        (np.ones((3, 0)), r"losses must be a matrix \[n, T\+1\] .*, got shape \[3, 0\]"),
     ],
 )
 def test_what_is_neither_is_refused(loss: Any, message: str) -> None:

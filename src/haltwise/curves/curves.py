@@ -319,7 +319,11 @@ class Curves:
             "losses",
             "fill shorter rows up with NaN, or give each run its own columns (from_runs)",
         )
-        require(table.ndim == 2, f"losses must be a matrix [n, T+1], got {table.ndim}-D")
+        require(
+            table.ndim == 2 and table.shape[1] > 0,
+            "losses must be a matrix [n, T+1] of one column or more, got shape "
+            f"{list(table.shape)}",
+        )
         spent = real_numbers(np.arange(table.shape[1]) if costs is None else costs, "costs")
         require(
             spent.shape in (table.shape, table.shape[1:]),

@@ -55,7 +55,10 @@ class OptimalStopping(NamedTuple):
         """
         num_states = self.advantage.shape[1]
         require(
-            isinstance(states, Tensor) and states.ndim == 2 and states.dtype == torch.int64,
+            isinstance(states, Tensor)
+            and states.ndim == 2
+            and states.shape[1] > 0
+            and states.dtype == torch.int64,
             "states must be an int64 tensor of shape [n, T+1], "
             + (
                 f"got {states.dtype} in shape {list(states.shape)}"

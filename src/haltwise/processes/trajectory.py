@@ -59,7 +59,11 @@ class Trajectory:
                     object.__setattr__(self, "outputs", dict(zip(value, tensors, strict=True)))
             elif value is not None and not (item.name == "final" and isinstance(value, Tensor)):
                 object.__setattr__(self, item.name, _tensor(item.name, value))
-        require(self.loss.ndim == 2, f"losses must be a matrix [n, T+1], got {self.loss.ndim}-D")
+        require(
+            self.loss.ndim == 2 and self.loss.shape[1] > 0,
+            "losses must be a matrix [n, T+1] of one column or more, got shape "
+            f"{list(self.loss.shape)}",
+        )
         per_state = {"excess": self.excess, "log_grad_norm": self.log_grad_norm}
         per_step = {"signals": self.signals, "readouts": self.readouts, **self.outputs}
         shapes = {

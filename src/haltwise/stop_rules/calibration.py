@@ -103,6 +103,7 @@ def calibrate(
     )
     for name, value, kind, words in kinds:
         require(isinstance(value, kind), f"{name} must be {words}, got {shown(value)}")
+    _require_steps(trajectory)
     price = None if price is None else price_per_unit(price)
     budget = None if budget is None else real_number("budget", budget)
     kept = trajectory.excess.isfinite().all(1).nonzero().squeeze(1)
@@ -135,6 +136,13 @@ def calibrate(
         price=price,
         budget=budget,
         returns=returns,
+    )
+
+
+def _require_steps(trajectory: Trajectory) -> None:
+    require(
+        trajectory.num_steps > 0,
+        "losses of shape [n, 1] have no step to stop at; record two losses of each problem or more",
     )
 
 
@@ -181,6 +189,7 @@ def choose(
         and all(isinstance(each, StopRule) for each in tried_rules),
         f"candidates must be stop rules to choose from, at least one, got {shown(tried_rules)}",
     )
+    _require_steps(trajectory)
     # What a stop at any step returns is the same for all candidates.
     every = torch.arange(trajectory.num_steps + 1, device=trajectory.loss.device)
     every = every.expand(trajectory.num_items, -1)

@@ -54,7 +54,7 @@ def check_adaptive_process(
       gives.
     - Probabilities of exits sum to one; a fixed budget of all steps returns the last output.
     - Exits drawn from the posterior cost what is expected, and the gradient of their loss is that
-      of the expected loss, both within 3 standard errors.
+      of the expected loss, both within 5 standard errors.
     - Objectives have the gradients that differences have.
 
     Args:
