@@ -138,7 +138,7 @@ def test_bad_input_is_one_sentence_and_nothing_is_lost_silently() -> None:
     losses = _losses(3, 22)
     with pytest.raises(InputError, match="price must be a finite number above 0, got 0"):
         learn_to_stop(_curves(losses), 0)
-    with pytest.raises(InputError, match="19 runs have two points and a finite first loss"):
+    with pytest.raises(InputError, match=r"19 runs have two points, .* a finite first loss"):
         learn_to_stop(_curves(losses[:19]), PRICE)
     with pytest.raises(InputError, match=r"one number for each of 880 points, got shape \[3\]"):
         learn_to_stop(_curves(losses), PRICE, returned=np.zeros(3))
@@ -147,6 +147,23 @@ def test_bad_input_is_one_sentence_and_nothing_is_lost_silently() -> None:
     losses[0, 0] = np.inf
     with pytest.warns(DataWarning, match="1 of 22 runs are left out"):
         learn_to_stop(_curves(losses), PRICE)
+
+
+def test_runs_without_any_budget_are_left_out(learned: LearnedStop) -> None:
+    """A column of budgets may say 0 of some; shares of it mean nothing."""
+
+    def spoilt(losses: Floats) -> Curves:
+        curves = _curves(np.vstack((losses, _losses(2, 4))))
+        return replace(curves, budget=np.repeat([39.0, 0.0], [40, 4]))
+
+    curves = spoilt(_losses(0))
+    with pytest.warns(DataWarning, match="4 of 44 runs are left out: .* a budget of 0"):
+        found = learn_to_stop(curves, PRICE)
+    assert found.model.card == learned.model.card
+    with pytest.warns(DataWarning, match="4 of 44 runs are left out"):
+        assert judge_stops(learned.model, spoilt(_losses(1))).runs == 40
+    with pytest.raises(InputError, match="no run has two points, a budget above 0"):
+        learn_to_stop(curves.select(np.arange(40, 44)), PRICE)
 
 
 @pytest.mark.parametrize("wrong", [np.nan, np.inf, -np.inf])

@@ -28,6 +28,7 @@ __all__ = ["LearnedStop", "judgeable", "learn_to_stop", "stops_of", "worth_of"]
 
 _FOLDS = 3
 _FEWEST = 20  # runs
+_NEEDED = "two points, a budget above 0 and a finite first loss"
 _MARGIN = 0.5  # standard errors within which the level that stops latest is taken
 _TAKES_OVER = 1.0  # standard errors by which the rule of one line must be ahead
 
@@ -104,8 +105,7 @@ def learn_to_stop(
     curves, worth = judgeable(curves.with_budgets(), worth_of(curves, returned))
     require(
         curves.num_runs >= _FEWEST,
-        f"{curves.num_runs} runs have two points and a finite first loss; record at least "
-        f"{_FEWEST} such",
+        f"{curves.num_runs} runs have {_NEEDED}; record at least {_FEWEST} such",
     )
     read = with_inputs(curves, price)
     fold = folds_of(curves, seed, _FOLDS)
@@ -198,7 +198,9 @@ def _try(rule: ForecastRule | NotEarly, curves: Curves, bills: Floats, fold: Int
 
 
 def judgeable(curves: Curves, worth: Floats) -> tuple[Curves, Floats]:
-    """The runs that have two points and a finite first loss, and what their points are worth, [P].
+    """The runs that have two points, a budget above 0 and a finite first loss.
+
+    Beside them comes what their points are worth, [P].
 
     Raises:
         InputError: No run has.
@@ -206,12 +208,12 @@ def judgeable(curves: Curves, worth: Floats) -> tuple[Curves, Floats]:
     Warns:
         DataWarning: Some have not.
     """
-    kept = np.isfinite(worth[curves.offset[:-1]]) & (curves.num_points > 1)
-    require(bool(kept.any()), "no run has two points and a finite first loss; record others")
+    kept = np.isfinite(worth[curves.offset[:-1]]) & (curves.num_points > 1) & (curves.budget > 0)
+    require(bool(kept.any()), f"no run has {_NEEDED}; record others")
     if not kept.all():
         warn(
-            f"{int((~kept).sum())} of {curves.num_runs} runs are left out: they have one point, or "
-            "their first loss is not finite",
+            f"{int((~kept).sum())} of {curves.num_runs} runs are left out: they have one point or "
+            "a budget of 0, or their first loss is not finite",
             DataWarning,
         )
     return curves.select(kept), worth[np.repeat(kept, curves.num_points)]

@@ -80,8 +80,8 @@ def judge_stops(
             be judged.
 
     Warns:
-        DataWarning: Runs are left out: they have one point, or their first loss is not finite. Or
-            the model was learned on some of them.
+        DataWarning: Runs are left out: they have one point or a budget of 0, or their first loss is
+            not finite. Or the model was learned on some of them.
     """
     model.require_unit(curves.cost_unit)
     warn_of_seen_runs(model, curves)
