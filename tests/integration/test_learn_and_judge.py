@@ -187,6 +187,16 @@ def test_no_group_is_on_both_sides_of_a_fold() -> None:
     assert set(folds) == set(range(9))
 
 
+@pytest.mark.parametrize("size", [1, 2])
+def test_it_is_learned_from_tasks_of_a_run_or_two(size: int) -> None:
+    """They tell no easier targets, which are what other runs of a task have reached."""
+    runs, others = some_runs(80, 0), some_runs(80, 1)
+    tasks = np.array([str(i // size) for i in range(80)])
+    record = judge_curves(learn(replace(runs, task=tasks)).model, others)
+    assert record.levels["0.05"].saved.value > 0.4 * record.oracle_saved
+    assert record.levels["0.05"].lost.value < 0.15
+
+
 def test_easier_targets_are_never_harder() -> None:
     curves = some_runs(50, 0)
     rows = rows_of(curves, 0)
