@@ -28,6 +28,7 @@ from haltwise.curves.folds import deal
 from haltwise.curves.learning import LOST
 from haltwise.curves.levels import GiveUps, quantile_levels, stops_below
 from haltwise.curves.rule import CurveRule
+from haltwise.curves.rules import curve_rules
 from haltwise.curves.rules.best_so_far import BestSoFarRule
 from haltwise.curves.rules.fixed_budget import BudgetRule
 from haltwise.curves.rules.logistic import LogisticCurveRule
@@ -129,6 +130,18 @@ def test_one_group_is_refused(case: Case) -> None:
     alone = replace(case, shown=case.shown.with_groups(["all"] * NUM))
     with pytest.raises(InputError, match="of one group, 'all'"):
         judge_rule(BudgetRule.candidates, alone)
+
+
+@pytest.mark.parametrize("name", curve_rules())
+def test_nothing_is_learned_from_a_single_run(name: str) -> None:
+    """Two runs of one group and one of another: where the two are held out, one is left."""
+    kind = curve_rules()[name]
+    few = stop_case(runs().select(np.array([0, 1, 6])))
+    if kind.fit is CurveRule.fit:
+        judge_rule(kind.candidates, few)
+    else:
+        with pytest.raises(InputError, match="one run alone to learn from"):
+            judge_rule(kind.candidates, few)
 
 
 def test_first_below_is_the_stops_below() -> None:

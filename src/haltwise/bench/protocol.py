@@ -53,7 +53,8 @@ def judge_rule(
         seed: Of the folds.
 
     Raises:
-        InputError: There is one group only, or scores are not one number a point.
+        InputError: There is one group only, a rule that learns has one run to learn from, or scores
+            are not one number a point.
     """
     fold = deal(case.shown.group, num_folds, seed)
     require(
@@ -152,6 +153,11 @@ class _Scorer:
 
 def _inner(curves: Curves, seed: int) -> Integers:
     """Folds within the training runs, of groups, or of runs where there is but one group."""
+    require(
+        curves.num_runs > 1,
+        "a rule that learns has one run alone to learn from where the groups of a fold are held "
+        "out; give more runs, in more groups",
+    )
     if len(np.unique(curves.group)) > 1:
         return deal(curves.group, _INNER, seed + 1)
     return deal(np.arange(curves.num_runs).astype(str), _INNER, seed + 1)
