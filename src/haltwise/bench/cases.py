@@ -1,6 +1,7 @@
 """A domain under a question: what rules are shown, and what their stops are charged."""
 
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import final
 
 import numpy as np
@@ -9,7 +10,7 @@ from haltwise._core.checksum import checksum
 from haltwise._core.errors import require
 from haltwise.bench.domain import Domain, Question
 from haltwise.curves.budgets import shares_to_try, stops_at_shares
-from haltwise.curves.curves import Booleans, Curves, Floats, Integers
+from haltwise.curves.curves import Booleans, Curves, Floats, Integers, points_of
 from haltwise.curves.progress import best_so_far
 
 __all__ = [
@@ -48,10 +49,8 @@ class Case:
 
     def select(self, index: Integers) -> "Case":
         """The runs at `index`, int64 [k]."""
-        sizes = self.shown.num_points[index]
-        begins = np.repeat(self.shown.offset[index], sizes)
-        points = begins + np.arange(len(begins)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
-        return replace(self, shown=self.shown.select(index), loss=self.loss[points])
+        loss = self.loss[points_of(self.shown, index)]
+        return replace(self, shown=self.shown.select(index), loss=loss)
 
     def stopped(self, stops: Integers) -> Integers:
         """The point at which each run ends, by the first at which a rule stops it; both [n, L].
@@ -140,19 +139,14 @@ def stop_case(
         len(kept) > 0,
         "no run can be stopped early: each lacks a finite first loss, two points or any gain",
     )
-    chosen = curves.select(kept)
-    points = np.concatenate(
-        [np.arange(a, b) for a, b in zip(curves.offset[kept], curves.offset[kept + 1], strict=True)]
-    )
+    chosen, points = curves.select(kept), points_of(curves, kept)
+    observed, score = observed[points], score[points]
     run = np.repeat(np.arange(len(kept)), chosen.num_points)
     units = scale[kept][run]
     shown = _without(chosen, scored)
     values = shown.values.copy()
-    values[:, shown.columns.index(shown.metric)] = observed[points] / units
-    returned = [
-        _returned(observed[a:b], score[a:b])
-        for a, b in zip(curves.offset[kept], curves.offset[kept + 1], strict=True)
-    ]
+    values[:, shown.columns.index(shown.metric)] = observed / units
+    returned = [_returned(observed[a:b], score[a:b]) for a, b in pairwise(chosen.offset)]
     shown = replace(
         shown,
         cost=shown.cost / shown.budget[run],

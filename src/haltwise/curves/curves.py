@@ -17,7 +17,7 @@ from haltwise.curves.columns import Direction
 from haltwise.curves.raw import Keys
 from haltwise.curves.tables import frame_runs
 
-__all__ = ["Curve", "Curves", "Direction", "aim"]
+__all__ = ["Curve", "Curves", "Direction", "aim", "points_of"]
 
 Floats = npt.NDArray[np.float64]
 Integers = npt.NDArray[np.int64]
@@ -472,15 +472,13 @@ class Curves:
     def select(self, index: npt.ArrayLike) -> "Curves":
         """The runs at `index`, integers [k] or booleans [n]."""
         chosen: Integers = np.arange(self.num_runs)[np.asarray(index)]
-        sizes = self.num_points[chosen]
-        offset = np.concatenate(([0], np.cumsum(sizes))).astype(np.int64)
-        points = np.repeat(self.offset[chosen] - offset[:-1], sizes) + np.arange(offset[-1])
+        points, sizes = points_of(self, chosen), self.num_points[chosen]
         each = ("target", "budget", "group", "task", "name")
         return replace(
             self,
             cost=self.cost[points],
             values=self.values[points],
-            offset=offset,
+            offset=np.concatenate(([0], np.cumsum(sizes))).astype(np.int64),
             **{field: getattr(self, field)[chosen] for field in each},
         )
 
@@ -511,6 +509,13 @@ class Curves:
             ranked = np.sort(finals[mine])
             target[mine] = sign * ranked[round((len(ranked) - 1) * (1 - quantile))]
         return replace(self, target=np.where(np.isfinite(target), target, np.nan))
+
+
+def points_of(curves: Curves, index: Integers | Booleans) -> Integers:
+    """Where the points of the runs at `index` lie, in their order, int64 [p]."""
+    sizes = curves.num_points[index]
+    begins = np.repeat(curves.offset[:-1][index] - (np.cumsum(sizes) - sizes), sizes)
+    return begins + np.arange(len(begins))
 
 
 # ------------------------------------------------------------------------------------------ details
