@@ -71,6 +71,23 @@ def test_a_loss_that_is_higher_by_one_costs_one_more(
     torch.testing.assert_close(found.objective(losses + 1), due, rtol=1e-10, atol=1e-10)
 
 
+@pytest.mark.parametrize("method", METHODS, ids=str)
+@pytest.mark.parametrize("coupling", Coupling)
+def test_no_rows_have_no_objective_and_no_gradient(
+    method: HaltingMethod, coupling: Coupling
+) -> None:
+    """As where a batch is routed by what is in it."""
+    stack = LayerStack([nn.Linear(3, 3) for _ in range(4)], 3)
+    layer = AdaptiveComputation(stack, method, coupling).double()
+    found: Pondered = layer(randn(0, 3), 0.1, generator=seeded(2))
+    every = coupling is Coupling.EXPECTED_LOSS
+    objective = found.objective((found.outputs if every else found.output).sum(-1))
+    assert objective.shape == (0,)
+    objective.sum().backward()
+    for weight in layer.parameters():
+        assert weight.grad is None or not weight.grad.any()
+
+
 @pytest.mark.parametrize("coupling", Coupling)
 @pytest.mark.parametrize("wrong", [math.nan, math.inf])
 def test_a_loss_that_is_no_number_disturbs_no_other_item(coupling: Coupling, wrong: float) -> None:

@@ -11,7 +11,7 @@ from types import MappingProxyType
 import torch
 from torch import Tensor
 
-from haltwise._core.errors import require
+from haltwise._core.errors import InputError, require
 from haltwise.halting.posteriors import GravesPosterior, stick_breaking_log_prob
 from haltwise.halting.priors import HorizonPrior
 
@@ -266,5 +266,6 @@ def _positive(name: str, value: float | Tensor, losses: Tensor) -> Tensor:
         given.shape in ((), losses.shape[:1]),
         f"{name} must be a number or of shape [{len(losses)}], got {tuple(given.shape)}",
     )
-    require(bool((given > 0).all()), f"{name} must be above 0, got {given.min():g}")
+    if not (given > 0).all():
+        raise InputError(f"{name} must be above 0, got {given.min():g}")
     return given.reshape(-1, 1)
