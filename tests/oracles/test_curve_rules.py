@@ -127,7 +127,7 @@ def test_the_untuned_rule_stops_where_an_improvement_does_not_pay() -> None:
 def test_a_window_of_improvements_counts_where_the_last_tells_little(
     rises: list[float], window: int
 ) -> None:
-    """By definition: steady is what never rises, nor falls by more than before, of late."""
+    """By definition: steady is what always falls, and never by more than before, of late."""
     loss = [9.0]
     for rise in rises:
         loss.append(rise if rise == np.inf else (loss[-1] if loss[-1] < np.inf else 5.0) + rise)
@@ -135,7 +135,7 @@ def test_a_window_of_improvements_counts_where_the_last_tells_little(
     score = WindowedImprovementRule(0.5, window).score(curve(loss, cost.tolist()))
     for t in range(len(loss)):
         steady = all(
-            np.inf > _rate(loss, cost, j) >= 0
+            np.inf > _rate(loss, cost, j) > 0
             and (j == 1 or _rate(loss, cost, j) <= _rate(loss, cost, j - 1) + 1e-9)
             for j in range(max(1, t - 4), t + 1)
         )

@@ -50,7 +50,7 @@ def test_a_price_ends_a_steady_fall_at_the_first_gain_below_it(
     found: list[float], price: float, direction: str
 ) -> None:
     sign = 1 if direction == "max" else -1
-    falls = sorted(map(abs, found), reverse=True)
+    falls = sorted((abs(fall) for fall in found if fall), reverse=True)
     measured = [10.0, *(10 + sign * np.cumsum(falls))]
     monitor = RunMonitor(price=price, direction=cast("Any", direction), min_points=2)
     for value in measured:
@@ -80,6 +80,33 @@ def test_noise_ends_no_loop_that_goes_on_gaining() -> None:
                 break
         assert bills[monitor.steps - 1] < bills.min() + 0.1  # 1.2 where the first rise ends it
         assert "the best of the last 20 points gained" in str(monitor.reason)
+
+
+@pytest.mark.parametrize("direction", ["min", "max"])
+def test_the_best_of_a_search_is_not_ended_at_its_first_pause(direction: Any) -> None:
+    """The lowest of t uniform numbers is 1 / (t + 1) on average, so 30 tries cost least."""
+    price, sign = 1e-3, 1 if direction == "min" else -1
+    tries = np.arange(1, 101)
+    best, end = (1 / (tries + 1) + price * tries)[[29, -1]]
+    rng, bills = np.random.default_rng(0), []
+    for _ in range(200):
+        monitor = RunMonitor(price=price, direction=direction)
+        for value in np.minimum.accumulate(rng.random(100)):
+            monitor.update(sign * value)
+            if monitor.should_stop:
+                break
+        bills.append(value + price * monitor.steps)
+    assert best < np.mean(bills) < end  # above end where two equal values end it
+
+
+def test_a_loss_that_stands_still_ends_a_loop_after_a_window() -> None:
+    monitor = RunMonitor(price=1e-3)
+    for value in (9.0, 4.0, *[2.0] * 30):
+        monitor.update(value)
+        if monitor.should_stop:
+            break
+    assert monitor.steps == 23
+    assert (monitor.reason or "").startswith("the best of the last 20 points gained 0 per")
 
 
 def test_a_run_that_comes_back_from_nan_goes_on() -> None:

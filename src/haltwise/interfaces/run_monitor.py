@@ -53,7 +53,7 @@ class RunMonitor:
             megabyte, so of thousands of monitors give each the one that
             `haltwise.curves.load_curve_rule` returns. None, with a
             price, ends the run after a point that gained less than it cost; where the metric is
-            noisy, after twenty that did so together
+            noisy or stands still, after twenty that did so together
             (`haltwise.curves.rules.windowed_improvement.WindowedImprovementRule`).
         metric: The name of the column that is judged; "loss" if None, or "metric" where higher is
             better.

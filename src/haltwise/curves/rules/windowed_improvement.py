@@ -24,8 +24,10 @@ class WindowedImprovementRule(CurveRule):
 
     With b_t the lowest loss until point t, C_t the cost spent and c the price, the score is
     (b_{t-m} - b_t) / (c (C_t - C_{t-m})), infinite for t < m. A loss whose last five improvements
-    per unit of cost only shrank, and were never below 0, is taken at its word: m = 1, as
-    `UntunedImprovementRule` has it. Otherwise one improvement tells little, and m is the window.
+    per unit of cost only shrank, and were above 0, is taken at its word: m = 1, as
+    `UntunedImprovementRule` has it. Otherwise one improvement tells little, and m is the window. So
+    it is where a loss stands still: it may have converged, but may as well be the best of a search
+    or a count, which moves in steps with pauses between them.
 
     Raises:
         InputError: The price is not a finite number above 0, or the window no number of points.
@@ -36,6 +38,9 @@ class WindowedImprovementRule(CurveRule):
         >>> steady = Curve(np.arange(4.0), {"loss": np.array([4, 3, 2.5, 2.45])}, "loss", "min")
         >>> WindowedImprovementRule(0.1).score(steady).round(1).tolist()
         [inf, 10.0, 5.0, 0.5]
+        >>> steps = steady._replace(columns={"loss": np.array([4.0, 3, 3, 3])})
+        >>> WindowedImprovementRule(0.1, window=3).score(steps).round(1).tolist()
+        [inf, 10.0, inf, 3.3]
         >>> noisy = steady._replace(columns={"loss": np.array([4, 3, 3.2, 2.5])})
         >>> WindowedImprovementRule(0.1, window=2).score(noisy).round(1).tolist()
         [inf, 10.0, 5.0, 2.5]
@@ -93,7 +98,7 @@ class WindowedImprovementRule(CurveRule):
         with np.errstate(invalid="ignore"):
             rate = -np.diff(loss) / spent
             rounding = _ROUNDING * np.abs(loss[1:]) / spent
-            is_steady = (rate >= -rounding) & np.isfinite(rate)
+            is_steady = (rate > rounding) & np.isfinite(rate)
             is_steady[1:] &= rate[1:] <= rate[:-1] + rounding[1:]
         num_unsteady = np.concatenate(([0], np.cumsum(~is_steady)))  # before each point
         begin = np.maximum(np.arange(len(loss)) - _LATELY, 0)
