@@ -65,7 +65,8 @@ class RunMonitor:
         price: Without a rule: what a unit of cost must gain, in units of the metric. For a learned
             one, instead of a level: (value of a unit of cost) / (value of a success).
         lost: For a learned rule, instead: the share of the successes that may be lost, one of those
-            that it remembers a level for; .01 if nothing is given.
+            that it remembers a level for; .01 if nothing is given. It holds for runs like those
+            that it was learned on, for `"training-runs"` trainings of networks.
         cost_unit: What cost is counted in. Where it is that of the card of a learned rule, levels
             for `lost` hold as they are; where it is another or nobody says, they are translated by
             the budget.
