@@ -19,7 +19,9 @@ from haltwise.curves.columns import direction_of
 from haltwise.curves.curves import Curve, Curves, Floats
 from haltwise.curves.model import CurveModel
 from haltwise.curves.rule import CurveRule
+from haltwise.curves.rules.last_improvement import LastImprovementRule
 from haltwise.curves.rules.patience import PatienceRule
+from haltwise.curves.stop_model import StopCard, StopModel
 from haltwise.interfaces.levelled_rule import LevelledRule
 
 values = st.lists(st.integers(-5, 5).map(float), min_size=1, max_size=40)
@@ -350,6 +352,29 @@ def test_a_learned_rule_needs_a_target_and_a_budget(learned: CurveModel) -> None
     assert monitor.steps == 0
     with pytest.raises(InputError, match=r"no level for a share of 0.3 of the successes, but for"):
         RunMonitor(learned, target=1, lost=0.3)
+
+
+@pytest.mark.parametrize("costs", [[1.7e9, 1.7e9 + 1, 1.7e9 + 2], [0, 60, 120]], ids=str)
+def test_a_cost_of_another_unit_than_the_budget_is_told_once(
+    learned: CurveModel, costs: list[float]
+) -> None:
+    monitor = RunMonitor(learned, target=1, budget=90)
+    with warnings.catch_warnings(record=True, action="always") as told:
+        for cost in costs:
+            monitor.update(2, cost=cost)
+    assert [each.category for each in told] == [DataWarning]
+    assert "is beyond a budget of 90, " in str(told[0].message)
+    monitor.start()
+    for cost in (30, 60, 90, 120):  # a run that is longer than it was to be is another matter
+        monitor.update(2, cost=cost)
+
+
+def test_a_stop_model_knows_the_budget_of_its_runs() -> None:
+    card = StopCard("loss", "minutes", price=0.01, budget=50.0, level=0.4)
+    monitor = RunMonitor(StopModel(LastImprovementRule(0.01), card))
+    monitor.update(2, cost=0)
+    with pytest.warns(DataWarning, match="cost of 60 at point 2 of a run is beyond a budget of 50"):
+        monitor.update(1, cost=60)
 
 
 def test_a_missing_budget_is_refused_before_the_first_round(learned: CurveModel) -> None:

@@ -111,6 +111,12 @@ class LevelledRule:
         """Whether the rule is a learned model, which tells nothing of a run without a target."""
         return isinstance(self.rule, CurveModel)
 
+    def known_until(self, budget: float) -> float:
+        """The cost beyond which what was learned says nothing of a run of this budget."""
+        if isinstance(self.rule, StopModel) and math.isnan(budget):
+            return self.rule.card.budget
+        return budget if isinstance(self.rule, CurveModel | StopModel) else math.inf
+
     def level(self, budget: float) -> float:
         """The level for a run of this budget."""
         if self._level is not None:

@@ -77,7 +77,8 @@ class RunMonitor:
 
     Warns:
         DataWarning: By the name of the metric, the other direction is better; or a learned rule
-            sees a first value that meets the target, and no name says that lower is better.
+            sees a first value that meets the target, and no name says that lower is better, or a
+            cost beyond the budget before the run could have been given up.
 
     Examples:
         End a loop once a step lowers its loss by less than .01:
@@ -321,6 +322,7 @@ class RunMonitor:
                 'monitor with direction="max"',
                 DataWarning,
             )
+        self._compare_units(self._rule.known_until(self._budget))
         if self._reason is None:
             curve = self._shown()
             if self._rule.gives_up(curve, curve.num_points - 1) is not None:
@@ -332,6 +334,19 @@ class RunMonitor:
             "a learned rule forecasts what a run will reach in its budget, but there is no "
             "finite one; give a budget, in the unit in which cost is counted",
         )
+
+    def _compare_units(self, known_until: float) -> None:
+        """Say once where a run is beyond its budget before it could have been given up."""
+        if len(self._cost) > self._rule.min_points:
+            return
+        before, spent = [0.0, *self._cost][-2:]
+        if before <= known_until < spent:
+            warn(
+                f"a cost of {spent:g} at point {len(self._cost)} of a run is beyond a budget of "
+                f"{known_until:g}, within which the rule was to judge it; count both in one unit, "
+                "and the cost from where the run began",
+                DataWarning,
+            )
 
     def _append(self, spent: float, measured: Mapping[str, float]) -> None:
         """Note a point, and forget those that it replaces."""
