@@ -525,6 +525,24 @@ def test_a_first_value_that_meets_the_target_is_warned_of(metric: str | None) ->
     RunMonitor("training-runs", metric="val_loss", target=0.76, budget=18).update(0.02, cost=0)
 
 
+def test_a_run_that_did_nothing_but_rise_is_told_of_the_direction() -> None:
+    def reason(values: list[float], **settings: Any) -> str:
+        monitor = RunMonitor(price=0.01, **settings)
+        for value in values:
+            monitor.update(value)
+        return str(monitor.reason)
+
+    rise: list[float] = [*range(30)]
+    hint = 'no value was below the first, so if higher is better make the monitor with direction="'
+    assert hint in reason(rise)
+    assert hint in reason(rise, metric="coverage")
+    assert hint not in reason(rise, metric="val_loss")
+    assert hint not in reason([*rise, *[29.0] * 5], direction="max")
+    assert hint not in reason([1.0] * 9)
+    assert hint not in reason([1.0, *[math.nan] * 29])
+    assert hint not in reason([0.5, 0.4, *rise])
+
+
 @pytest.mark.parametrize("budget", [math.inf, math.nan])
 def test_a_learned_rule_refuses_an_endless_budget(learned: CurveModel, budget: float) -> None:
     with pytest.raises(InputError, match="there is no finite one; give a budget"):

@@ -141,7 +141,7 @@ class RunMonitor:
         self._metric = metric or ("loss" if direction == "min" else "metric")
         self._direction: Direction = direction
         known = None if metric is None else direction_of(metric)
-        self._is_assumed = self._rule.is_learned and direction == "min" and known is None
+        self._is_assumed = direction == "min" and known is None  # perhaps nobody thought of it
         self._target = math.nan if target is None else real_number("the target", target)
         require(
             math.isfinite(self._target) or not self._rule.is_learned,
@@ -315,7 +315,8 @@ class RunMonitor:
         measured |= {name: real_number(name, number) for name, number in columns.items()}
         self._counted = cost is None
         self._append(spent, measured)
-        if self._is_assumed and self._steps == 1 and self.succeeded:
+        assumed_and_learned = self._is_assumed and self._rule.is_learned
+        if assumed_and_learned and self._steps == 1 and self.succeeded:
             warn(
                 f"the first value, {found:g}, meets the target of {self._target:g} already, as "
                 "lower is taken for better, so this run is never given up; if higher is, make the "
@@ -327,6 +328,11 @@ class RunMonitor:
             curve = self._shown()
             if self._rule.gives_up(curve, curve.num_points - 1) is not None:
                 self._reason = self._rule.rule.why(curve)
+                if self._is_assumed and curve.loss[0] == curve.lowest() < curve.loss[-1] < math.inf:
+                    self._reason += (
+                        "; no value was below the first, so if higher is better make the monitor "
+                        'with direction="max"'
+                    )
 
     def _require_budget(self) -> None:
         require(
