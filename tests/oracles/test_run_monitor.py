@@ -162,8 +162,9 @@ def test_time_that_goes_back_is_a_resumed_run(
     monitor = RunMonitor(Patience(), direction=direction, level=-math.inf, target=-2)
     metric = monitor.curve.metric
     aside = [value / 2 if value % 2 else math.nan for _, value in points]
-    for (cost, value), half in zip(points, aside, strict=True):
-        monitor.update(value, cost=cost, half=half)
+    with warnings.catch_warnings(action="ignore"):  # that it goes back often
+        for (cost, value), half in zip(points, aside, strict=True):
+            monitor.update(value, cost=cost, half=half)
     columns: dict[str, Any] = {
         "cost": [c for c, _ in points],
         metric: [v for _, v in points],
@@ -367,6 +368,24 @@ def test_a_cost_of_another_unit_than_the_budget_is_told_once(
     monitor.start()
     for cost in (30, 60, 90, 120):  # a run that is longer than it was to be is another matter
         monitor.update(2, cost=cost)
+
+
+@pytest.mark.parametrize("costs", [[0.5] * 30, [0.9, 0.5, 0.7, 0.4] * 8], ids=["same", "varying"])
+def test_costs_of_single_rounds_are_told_once(costs: list[float]) -> None:
+    """They would be one point or few, and the run would never be given up."""
+    monitor = patience(3)
+    with warnings.catch_warnings(record=True, action="always") as told:
+        for cost in costs:
+            monitor.update(1.0, cost=cost)
+    assert [each.category for each in told] == [DataWarning]
+    assert "what was spent since the run began, in all" in str(told[0].message)
+    monitor.start()
+    for cost in np.repeat(np.cumsum(costs), 2):  # in two goes
+        monitor.update(1.0, cost=cost)
+    monitor.start()
+    for cost in (*range(8), *range(3, 30)):  # resumed
+        monitor.update(1.0, cost=cost)
+    assert monitor.should_stop
 
 
 def test_a_stop_model_knows_the_budget_of_its_runs() -> None:

@@ -27,6 +27,7 @@ __all__ = ["Number", "RunMonitor", "warn_of_direction"]
 Number = SupportsFloat | npt.NDArray[Any]
 """A single real number of Python, NumPy or PyTorch, also an array or a tensor of size one."""
 
+_SUMMED, _FEW = 12, 3  # updates, of which less than a third are left where costs are no sums
 _STATE: Final = {"cost", "columns", "counted", "steps", "reason", "budget", "settings"}
 
 
@@ -78,7 +79,8 @@ class RunMonitor:
     Warns:
         DataWarning: By the name of the metric, the other direction is better; or a learned rule
             sees a first value that meets the target, and no name says that lower is better, or a
-            cost beyond the budget before the run could have been given up.
+            cost beyond the budget before the run could have been given up; or costs seem to be
+            those of single rounds.
 
     Examples:
         End a loop once a step lowers its loss by less than .01:
@@ -285,8 +287,8 @@ class RunMonitor:
 
         Args:
             value: The metric, a single number; NaN or infinite where the run diverged.
-            cost: What has been spent since the run began, such as seconds or steps; 0, 1, 2, ...
-                if no update gives one.
+            cost: What has been spent since the run began, in all, such as seconds or steps; 0, 1,
+                2, ... if no update gives one.
             **columns: What else was measured, by name; NaN where it is not given.
 
         Raises:
@@ -323,7 +325,7 @@ class RunMonitor:
                 'monitor with direction="max"',
                 DataWarning,
             )
-        self._compare_units(self._rule.known_until(self._budget))
+        self._compare_costs(self._rule.known_until(self._budget))
         if self._reason is None:
             curve = self._shown()
             if self._rule.gives_up(curve, curve.num_points - 1) is not None:
@@ -341,8 +343,14 @@ class RunMonitor:
             "finite one; give a budget, in the unit in which cost is counted",
         )
 
-    def _compare_units(self, known_until: float) -> None:
-        """Say once where a run is beyond its budget before it could have been given up."""
+    def _compare_costs(self, known_until: float) -> None:
+        """Say once where costs are no sums, or beyond the budget before a run could be given up."""
+        if self._steps == _SUMMED >= _FEW * len(self._cost):
+            warn(
+                f"of {_SUMMED} updates {len(self._cost)} count, as costs repeat or go back; give "
+                "as cost what was spent since the run began, in all, not what one round took",
+                DataWarning,
+            )
         if len(self._cost) > self._rule.min_points:
             return
         before, spent = [0.0, *self._cost][-2:]
