@@ -226,9 +226,11 @@ def test_it_takes_numbers_of_any_make(number: Any) -> None:
 @pytest.mark.parametrize(("direction", "worst"), [("min", math.inf), ("max", -math.inf)])
 def test_nan_is_the_worst_value(direction: Any, worst: float) -> None:
     monitor = patience(3, direction=direction)
-    for value in (0.0, math.nan, -worst, worst):
+    for value in (0.0, math.nan, worst):
         assert not monitor.should_stop
         monitor.update(value, aside=math.nan)
+    with pytest.warns(DataWarning, match="better than any number; it counts as .* logarithm of 0"):
+        monitor.update(-worst, aside=math.nan)
     assert monitor.should_stop
     assert monitor.curve.loss.tolist() == [0, math.inf, math.inf, math.inf]
     assert np.isnan(monitor.curve.columns["aside"]).all()

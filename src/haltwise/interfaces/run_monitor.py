@@ -294,6 +294,9 @@ class RunMonitor:
         Raises:
             InputError: A number is none, or a cost is negative, not finite, or given in some
                 updates only.
+
+        Warns:
+            DataWarning: The value is infinitely good, and counts as the worst.
         """
         self._require_budget()
         require(
@@ -313,6 +316,12 @@ class RunMonitor:
         )
         found = real_number("the value", value)
         worst = math.inf if self._direction == "min" else -math.inf
+        if found == -worst:
+            warn(
+                f"the value is {found:g}, better than any number; it counts as {worst:g}, as of a "
+                "run that diverged. If it is the logarithm of 0, give a finite number",
+                DataWarning,
+            )
         measured = {self._metric: found if math.isfinite(found) else worst}
         measured |= {name: real_number(name, number) for name, number in columns.items()}
         self._counted = cost is None
