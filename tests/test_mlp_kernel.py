@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from kernel_cases import DTYPES, assert_close, needs_library
 from torch import Tensor
+from torch.nn.utils.parametrizations import weight_norm
 
 from haltwise._kernels import native
 from haltwise.update_rules import MLPRule, update_chunk
@@ -142,3 +143,28 @@ def test_what_is_learned_is_differentiated_by_the_twin() -> None:
             ends.append(float(rule.update(grad, state).update.sum()))  # by the kernel
             weight[0, 0] -= sign * shift
     assert float(slope[0, 0]) == pytest.approx((ends[1] - ends[0]) / (2 * shift), rel=1e-5)
+
+
+@pytest.mark.parametrize("name", ["log_scale", "log_unit", "sizes"])
+def test_what_is_kept_of_a_problem_is_differentiated_by_the_twin(name: str) -> None:
+    rule, (first, grad) = rule_of(5, torch.float64), gradients((2, 20), 1.0, torch.float64, 2)
+    rule.requires_grad_(False)
+    state = rule.update(grad, rule.init(first)).state
+    leaf = state[name].clone().requires_grad_()
+
+    def total(shift: float) -> Tensor:
+        return rule.update(grad, {**state, name: leaf + shift}).update.sum()
+
+    (slope,) = torch.autograd.grad(total(0), leaf)
+    with torch.no_grad():  # by the kernel
+        difference = (total(1e-6) - total(-1e-6)) / 2e-6
+    assert float(slope.sum()) == pytest.approx(float(difference), rel=1e-4)
+
+
+def test_weights_that_are_computed_from_others_are_read_as_they_are() -> None:
+    rule, grads = rule_of(32, torch.float64), gradients((2, 20), 1.0, torch.float64, 3)
+    expected = steps_of(rule, grads)
+    for layer in rule.layers:
+        weight_norm(layer)
+    assert_close(steps_of(rule, grads), expected)
+    assert_close(in_plain_pytorch(rule, grads), expected)

@@ -129,6 +129,11 @@ class MLPRule(nn.Module, UpdateRule, SupportsChunks):
     def readout_size(self) -> int:
         return self.hidden_size
 
+    @property
+    def maps(self) -> list[Tensor]:
+        """Weight and bias of each layer in turn, which may be computed from other parameters."""
+        return [getattr(layer, name) for layer in self.layers for name in ("weight", "bias")]
+
     def init(self, params: Tensor) -> State:
         of_problem = params.new_zeros(len(params), 1)
         return {
@@ -166,7 +171,7 @@ class MLPRule(nn.Module, UpdateRule, SupportsChunks):
         log_scale = self._adapted(state["log_scale"], pooled.sums)
         problem = _look_at_problem(state, pooled.log_rms.unsqueeze(1))
         # What a problem's coordinates share is multiplied once for all of them.
-        params = [*self.parameters()]
+        params = self.maps
         shared = problem.features @ params[0][:, NUM_OWN:].T + params[1]
         size = self.output_scale * torch.exp(log_scale)
         if _is_native(grad, state, params):
@@ -190,9 +195,9 @@ def _in_unit(grad: Tensor, log_unit: Tensor) -> Tensor:
     return (grad * torch.exp(-log_unit)).clamp(-1e12, 1e12)
 
 
-def _is_native(grad: Tensor, state: State, params: list[nn.Parameter]) -> bool:
+def _is_native(grad: Tensor, state: State, params: list[Tensor]) -> bool:
     """Whether the compiled kernel moves these; it has no backward pass."""
-    given = [grad, state["momenta"], state["squares"], state["agreement"], *params]
+    given = [grad, *state.values(), *params]
     return (
         grad.shape[1] >= native_mlp.FEWEST
         and native.serves_all(*given)
@@ -206,7 +211,7 @@ def _move_natively(
     problem: _Problem,
     size: Tensor,
     shared: Tensor,
-    params: list[nn.Parameter],
+    params: list[Tensor],
     *,
     in_place: bool,
 ) -> UpdateStep:
@@ -237,7 +242,7 @@ def _move(
     problem: _Problem,
     size: Tensor,
     shared: Tensor,
-    params: list[nn.Parameter],
+    params: list[Tensor],
 ) -> UpdateStep:
     """The step of coordinates, with their state alone.
 

@@ -199,7 +199,7 @@ class _FusedMLP(FusedRule):
 def _packed(rule: MLPRule, units: int) -> Tensor:
     """Weights [fan-in, units] and biases of both layers, then weights [5, units] and biases."""
     more = units - rule.hidden_size
-    (first, one), (second, two), (last, three) = (list(layer.parameters()) for layer in rule.layers)
+    first, one, second, two, last, three = rule.maps
     parts = [
         *(pad(first.T, (0, more)), pad(one, (0, more))),
         *(pad(second.T, (0, more, 0, more)), pad(two, (0, more))),
