@@ -85,6 +85,16 @@ def test_a_strange_gradient_moves_others_as_the_twin_does(number: float) -> None
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4, equal_nan=True)
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_the_largest_gradients_are_moved_by(dtype: torch.dtype) -> None:
+    rule, generator = rule_of(32, dtype), torch.Generator().manual_seed(1)
+    shares = 2 * torch.rand(4, 1, 70, generator=generator, dtype=dtype) - 1
+    grads = [*(torch.finfo(dtype).max * shares)]
+    found = steps_of(rule, grads)
+    assert found[0].count_nonzero() == 70
+    assert_close(found, in_plain_pytorch(rule, grads))
+
+
 @torch.no_grad()
 def chunk(rule: MLPRule, state: State, grad: Tensor) -> UpdateStep:
     pooled = PooledGradient.of(grad)._replace(sums=rule.sums(grad, state))

@@ -280,7 +280,9 @@ def _look_at_problem(state: State, log_size: Tensor) -> _Problem:
     begins = state["count"] == 0
     is_nothing = log_size < -80  # a gradient of all zeros, before which there is no scale
     count = state["count"] + ~(begins & is_nothing)
-    log_unit = torch.where(begins, log_size.clamp_min(-80), state["log_unit"])
+    # Whose inverse is a normal number, too: the kernel takes others for 0.
+    within = log_size.clamp(-80, -0.99 * math.log(torch.finfo(log_size.dtype).tiny))
+    log_unit = torch.where(begins, within, state["log_unit"])
     now = torch.exp((log_size - log_unit).clamp(-30, 30)).square()
     sizes = _average(state["sizes"], now, SQUARES[0])
     steps = count.clamp_min(1)

@@ -10,6 +10,7 @@ of each thread, get all features in one tile, and give all outputs in another.
 
 import math
 
+import torch
 import triton
 import triton.language as tl
 
@@ -53,6 +54,7 @@ _HIGH = tl.constexpr(mlp.USUAL[1])
 _RISE = tl.constexpr(mlp.RISE)
 _LOWEST = tl.constexpr(math.log(mlp.SMALLEST))
 _HIGHEST = tl.constexpr(math.log(mlp.LARGEST))
+_LARGEST_UNIT = tl.constexpr(-0.99 * math.log(torch.finfo(torch.float32).tiny))
 _PERIODS = tl.constexpr(mlp.PERIODS)
 _NUM_PERIODS = tl.constexpr(len(mlp.PERIODS))
 _OF_TENSOR = tl.constexpr(2 + len(mlp.PERIODS))  # features, the last
@@ -153,7 +155,8 @@ def take_in(table, first_tensor, control, sums, num_sums, gain, facts):
         begins = count == 0
         is_nothing = log_size < -80
         count = tl.where(begins & is_nothing, count, count + 1)
-        log_unit = tl.where(begins, tl.maximum(log_size, -80.0).to(tl.float32), log_unit)
+        within = tl.minimum(tl.maximum(log_size, -80.0), _LARGEST_UNIT).to(tl.float32)
+        log_unit = tl.where(begins, within, log_unit)
         change = log_size - log_unit.to(tl.float64)
         sizes = _average(sizes, tl.exp(2 * _bounded(change, 30.0)), _SHORT)
         steps = tl.maximum(count, 1.0)
