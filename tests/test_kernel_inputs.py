@@ -26,6 +26,7 @@ from haltwise._core.errors import InputError
 from haltwise._kernels import lstm_sequence, lstm_step, native
 from haltwise.update_rules import (
     LSTMRule,
+    MLPRule,
     PooledGradient,
     State,
     UpdateStep,
@@ -489,6 +490,34 @@ def test_an_interrupt_leaves_no_thread_with_freed_memory(monkeypatch: pytest.Mon
     finally:
         go_on.set()
         torch.set_num_threads(threads)
+
+
+@needs_library
+@pytest.mark.parametrize("kind", [LSTMRule, MLPRule])
+def test_an_interrupt_leaves_threads_the_weights_that_they_read(
+    kind: type[LSTMRule] | type[MLPRule], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rule, grad, whole = kind(H), randn(2, 20), native.operand
+    for weight in rule.parameters():  # out of order in memory, so that copies are read
+        weight.data = weight.data.t().contiguous().t()
+    read, left = [], []
+
+    def noted(*given: Any) -> Tensor:
+        tensor = whole(*given)
+        read.append(weakref.ref(tensor))
+        return tensor
+
+    def interrupted(*given: Any) -> None:
+        left.append(given)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(native, "operand", noted)
+    monkeypatch.setattr(native, "run", interrupted)
+    with torch.no_grad(), pytest.raises(KeyboardInterrupt):
+        rule.update(grad, rule.init(grad))
+    gc.collect()
+    assert len(left) == 1
+    assert all(tensor() is not None for tensor in read)
 
 
 @needs_library

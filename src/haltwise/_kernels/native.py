@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ContextDecorator
 from contextvars import ContextVar, Token
-from typing import NamedTuple, final
+from typing import Any, NamedTuple, cast, final
 
 import torch
 from torch import Tensor, UntypedStorage
@@ -211,6 +211,14 @@ def empty(like: Tensor, *shape: int) -> Tensor:
     return _plain(like.new_empty(shape) if shape else torch.empty_like(like))
 
 
+def addresses(tensors: Sequence[Tensor | None]) -> "ctypes.Array[ctypes.c_void_p]":
+    """Pointers to tensors, or null pointers; who keeps them keeps the tensors, too."""
+    pointers = [None if tensor is None else tensor.data_ptr() for tensor in tensors]
+    found: Any = (ctypes.c_void_p * len(tensors))(*pointers)
+    found.tensors = tensors
+    return cast("ctypes.Array[ctypes.c_void_p]", found)
+
+
 def _plain(made: Tensor) -> Tensor:
     """A new tensor; refused under a mode, such as `FakeTensorMode`, that gives it no memory."""
     if type(made) is not Tensor:
@@ -300,8 +308,7 @@ class Layers(Parameters):
             table += readout_operands(weight, bias, self.num_inputs, size)
             self._numbers = scale, LOG_RANGE, math.exp(-LOG_RANGE)
         super().__init__(table, biases[0].dtype)
-        pointers = [tensor.data_ptr() for tensor in self.parameters]
-        self.weights = (ctypes.c_void_p * len(pointers))(*pointers[::2], *pointers[1::2])
+        self.weights = addresses([*self.parameters[::2], *self.parameters[1::2]])
         self.biases = ctypes.byref(self.weights, ctypes.sizeof(self.weights) // 2)
 
     def shape(self, steps: int, rows: int, group: int = 1) -> _LSTMShape:

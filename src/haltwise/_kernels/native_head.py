@@ -67,9 +67,8 @@ class HeadLayers(native.Parameters):
             table.append(("a layer's bias", bias, (fan_out,)))
             fan_in = fan_out
         super().__init__(table, biases[0].dtype)
-        pointers = [tensor.data_ptr() for tensor in self.parameters]
         absent = [None] * (0 if self.memory else 2)
-        self.pointers = (ctypes.c_void_p * (2 * self.depth + 2))(*absent, *pointers)
+        self.pointers = native.addresses([*absent, *self.parameters])
 
     def shape(self, readouts: Tensor) -> _HeadShape:
         """The sizes of one call of the kernel, given the read-outs."""

@@ -95,20 +95,20 @@ def step(
         ("the last layer's bias", params[4], (_NUM_OUTPUTS,)),
     )
     given = [native.operand(name, value, shape, grad.dtype) for name, value, shape in table]
-    old, weights = MLPStates(*given[1:4]), given[6:]
+    old = MLPStates(*given[1:4])
     new = MLPStates(*(value if in_place else native.empty(value) for value in old))
     segments = -(-dim // _SEGMENT)
     updates = native.empty(given[0])
     sums = native.empty(given[0], num_problems, segments, units)
     rows = num_problems * segments * _SEGMENT
-    pointers = (ctypes.c_void_p * len(weights))(*(value.data_ptr() for value in weights))
     whole = _MLPShape(
         *(1, rows, dim, segments, units, 0, rows),
         (ctypes.c_double * 3)(*constants.momenta),
         (ctypes.c_double * 2)(*constants.squares),
         *(constants.agreement, constants.bound),
     )
-    native.run("mlp", grad.dtype, whole, [*given[:6], pointers, updates, *new, sums])
+    operands = [*given[:6], native.addresses(given[6:]), updates, *new, sums]
+    native.run("mlp", grad.dtype, whole, operands)
     if in_place:
         for tensor in new:
             if not tensor.is_inference():
