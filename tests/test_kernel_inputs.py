@@ -20,6 +20,7 @@ from kernel_cases import needs_library
 from programs import run_optimized, use_distributed
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from haltwise import _kernels
 from haltwise._core.errors import InputError
@@ -518,6 +519,21 @@ def test_an_interrupt_leaves_threads_the_weights_that_they_read(
     gc.collect()
     assert len(left) == 1
     assert all(tensor() is not None for tensor in read)
+
+
+@needs_library
+@pytest.mark.parametrize("kind", [LSTMRule, MLPRule])
+def test_a_traced_step_is_the_step(kind: type[LSTMRule] | type[MLPRule]) -> None:
+    rule, grads = kind(H), [randn(2, 20, seed=seed) for seed in range(2)]
+
+    @torch.no_grad()
+    def update(grad: Tensor, state: State) -> Tensor:
+        return rule.update(grad, state).update
+
+    traced = make_fx(update)(grads[0], rule.init(grads[0]))
+    for grad in grads:
+        state = rule.init(grad)
+        torch.testing.assert_close(traced(grad, state), update(grad, state))
 
 
 @needs_library

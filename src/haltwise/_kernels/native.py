@@ -163,6 +163,7 @@ def serves(tensor: Tensor) -> bool:
         and tensor.dtype in _SUFFIX
         and not torch.compiler.is_compiling()
         and not torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
+        and torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.PROXY) is None
         and forward_ad._current_level < 0
         and available()
     )
