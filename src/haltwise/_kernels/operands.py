@@ -1,4 +1,4 @@
-"""What a tensor must be to enter the LSTM, and the sentences that refuse all others."""
+"""What a tensor must be to enter a kernel, and the sentences that refuse all others."""
 
 from collections.abc import Sequence
 from typing import Protocol
@@ -165,7 +165,7 @@ def replay_operands(
 def _not_plain(name: str, tensor: object) -> str:
     nested = isinstance(tensor, Tensor) and tensor.is_nested
     return (
-        f"{name} is a {'nested tensor' if nested else type(tensor).__name__}, which an LSTM rule "
+        f"{name} is a {'nested tensor' if nested else type(tensor).__name__}, which a learned rule "
         "or halter cannot read; pass a plain torch.Tensor (of a DTensor, its local part: "
         "`to_local()`)"
     )
