@@ -98,8 +98,8 @@ class LearnedOptimizer(torch.optim.Optimizer):
             overflows, except that the optimizer has seen its gradient. Where the first three steps
             are skipped a warning says so.
         chunk_size: Coordinates moved at once, where no fused kernel moves all; more takes more
-            memory. If None, on a CPU, whose caches they fit, 65,536 by the compiled kernel and
-            16,384 by PyTorch's operations; 2^20 elsewhere.
+            memory. If None, on a CPU, whose caches they fit, 65,536 where there is the compiled
+            kernel and 16,384 where there is none; 2^20 elsewhere.
         state_dtype: In which the rule's state is kept: `torch.bfloat16` halves the memory. Steps
             are computed as precisely as ever.
         guard: Whether Adam takes over, with a word of warning, where the weights fail: where the
