@@ -13,12 +13,14 @@ import numpy as np
 import pytest
 import torch
 from image_files import write_cifar, write_mnist
+from kernel_cases import instruction_set
 from recorded_monitors import recorded_runs, sgd_stopper, stopper
 from workers import alone
 
 __all__ = [
     "alone",
     "generator",
+    "instruction_set",
     "one_thread",
     "recorded_runs",
     "sgd_stopper",

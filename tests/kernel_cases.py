@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 
 from haltwise import _kernels
+from haltwise._kernels import native
 
-__all__ = ["DTYPES", "assert_close", "needs_library"]
+__all__ = ["DTYPES", "assert_close", "instruction_set", "needs_library"]
 
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-10}
 DTYPES = tuple(TOLERANCE)
@@ -16,6 +17,17 @@ DTYPES = tuple(TOLERANCE)
 needs_library = pytest.mark.skipif(
     not _kernels.available(), reason=f"runs {_kernels.implementation()}"
 )
+
+
+@pytest.fixture(params=native.INSTRUCTION_SETS)
+def instruction_set(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The kernels run with each of the instruction sets, as far as the machine has them."""
+    name, library = str(request.param), native.library()
+    isa = native.INSTRUCTION_SETS.index(name)
+    if isa > library.isa:
+        pytest.skip(f"this machine has no {name}")
+    monkeypatch.setattr(native, "_load", lambda: library._replace(isa=isa))
+    return name
 
 
 def assert_close(

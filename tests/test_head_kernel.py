@@ -14,7 +14,7 @@ from kernel_cases import DTYPES, assert_close, needs_library
 from torch import Tensor
 
 from haltwise import InputError
-from haltwise._kernels import Head, native
+from haltwise._kernels import Head
 
 NAN, INF = float("nan"), float("inf")
 
@@ -102,14 +102,8 @@ def test_outputs_and_derivatives_are_those_of_the_twin(shape: Shape, dtype: torc
 
 @needs_library
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("isa", range(len(native.INSTRUCTION_SETS)))
-def test_every_instruction_set_agrees(
-    dtype: torch.dtype, isa: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    library = native.library()
-    if isa > library.isa:
-        pytest.skip(f"this machine has no {native.INSTRUCTION_SETS[isa]}")
-    monkeypatch.setattr(native, "_load", lambda: library._replace(isa=isa))
+@pytest.mark.usefixtures("instruction_set")
+def test_every_instruction_set_agrees(dtype: torch.dtype) -> None:
     for shape in (Shape(77, 20, 25, 20, 32, 64), Shape(1, 3), Shape(700, 2, width=0, memory=0)):
         problem = Problem(shape, dtype)
         assert_close(problem.solve(), problem.solve_plainly(), in_float64=True)

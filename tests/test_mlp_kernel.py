@@ -9,7 +9,6 @@ from kernel_cases import DTYPES, assert_close, needs_library
 from torch import Tensor
 from torch.nn.utils.parametrizations import weight_norm
 
-from haltwise._kernels import native
 from haltwise.update_rules import MLPRule, update_chunk
 from haltwise.update_rules.base import PooledGradient, State, UpdateStep
 
@@ -65,14 +64,8 @@ def test_steps_are_those_of_the_twin(
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("isa", range(len(native.INSTRUCTION_SETS)))
-def test_every_instruction_set_agrees(
-    dtype: torch.dtype, isa: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    library = native.library()
-    if isa > library.isa:
-        pytest.skip(f"this machine has no {native.INSTRUCTION_SETS[isa]}")
-    monkeypatch.setattr(native, "_load", lambda: library._replace(isa=isa))
+@pytest.mark.usefixtures("instruction_set")
+def test_every_instruction_set_agrees(dtype: torch.dtype) -> None:
     rule, grads = rule_of(33, dtype), gradients((2, 250), 1.0, dtype, 4)
     assert_close(steps_of(rule, grads), in_plain_pytorch(rule, grads))
 
@@ -128,15 +121,13 @@ def test_states_out_of_order_in_memory_are_read_as_they_are() -> None:
     assert_close([found.update, *found.state.values()], [expected.update, *expected.state.values()])
 
 
+@pytest.mark.usefixtures("one_thread")
 def test_threads_change_no_bit() -> None:
     rule, grads = rule_of(32, torch.float32), gradients((2, 9000), 1.0, torch.float32, 2)
-    threads, found = torch.get_num_threads(), []
-    try:
-        for number in (1, 3):
-            torch.set_num_threads(number)
-            found.append(steps_of(rule, grads))
-    finally:
-        torch.set_num_threads(threads)
+    found = []
+    for number in (1, 3):
+        torch.set_num_threads(number)
+        found.append(steps_of(rule, grads))
     assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
 
 

@@ -12,7 +12,6 @@ from kernel_cases import needs_library
 from torch import Tensor
 
 from haltwise import InputError
-from haltwise._kernels import native
 from haltwise.halting.features import OptimizationFeatures
 from haltwise.processes.signals import init_signals, measure_sequence, measure_signals
 
@@ -91,14 +90,8 @@ def test_signals_of_numbers_at_the_edge_are_those_of_the_twin(
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("isa", range(len(native.INSTRUCTION_SETS)))
-def test_every_instruction_set_agrees(
-    dtype: torch.dtype, isa: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    library = native.library()
-    if isa > library.isa:
-        pytest.skip(f"this machine has no {native.INSTRUCTION_SETS[isa]}")
-    monkeypatch.setattr(native, "_load", lambda: library._replace(isa=isa))
+@pytest.mark.usefixtures("instruction_set")
+def test_every_instruction_set_agrees(dtype: torch.dtype) -> None:
     for size in ((70, 3, 2), (2, 5, 77)):
         run = run_of(size, 1.0, dtype)
         (signals, _), expected = in_two_ways(measure_sequence, 0, *run)

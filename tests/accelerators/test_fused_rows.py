@@ -4,6 +4,7 @@ import pytest
 import torch
 from draws import DOUBLE, randn
 from fused import fused_device
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from haltwise import InputError
 from haltwise._kernels import Coordinatewise, fused
@@ -126,3 +127,15 @@ def test_a_state_of_another_shape_is_refused(fused_device: torch.device) -> None
     state = state.to(fused_device)
     with pytest.raises(InputError, match="hidden state has the shape"):
         narrow.step(grad, state, state.clone())
+
+
+def test_a_traced_step_is_the_step(fused_device: torch.device) -> None:
+    narrow = placed(own(10, 1, 4, 4), fused_device)
+
+    def update(*given: torch.Tensor) -> torch.Tensor:
+        return narrow.step(*given)[0]
+
+    shapes = (2, 5), (2, 5, 1, 10), (2, 5, 1, 10)
+    given = [randn(*shape, dtype=torch.float32).to(fused_device) for shape in shapes]
+    other = [value + 0.1 for value in given]
+    torch.testing.assert_close(make_fx(update)(*given)(*other), update(*other))

@@ -2,12 +2,12 @@
  * to itself; haltwise.update_rules.mlp says what it computes.
  *
  * Rows of a call are counted as if every problem had whole segments. grads, updates and agreement
- * [problems, dim]; momenta [problems, dim, 3]; squares [problems, dim, 2]; facts [problems, KNOWN_FACTS];
- * bias [problems, units], of the first layer, in which lies all that a problem's coordinates share;
- * params: its weight [units, OWN_FEATURES], weight and bias of the second layer, [units, units] and
- * [units], and of the last, [MLP_OUTPUTS, units] and
- * [MLP_OUTPUTS]; sums [problems, segments, units], of the
- * second layer's outputs. New states may replace the old ones in their place.
+ * [problems, dim]; momenta [problems, dim, 3]; squares [problems, dim, 2]; facts [problems,
+ * KNOWN_FACTS]; bias [problems, units], of the first layer, in which lies all that a problem's
+ * coordinates share; params: its weight [units, OWN_FEATURES], weight and bias of the second layer,
+ * [units, units] and [units], and of the last, [MLP_OUTPUTS, units] and [MLP_OUTPUTS]; sums
+ * [problems, segments, units], of the second layer's outputs. New states may replace the old ones in
+ * their place.
  */
 
 INLINE V FN(average)(V old, V new, REAL kept) { return kept * old + (1 - kept) * new; }

@@ -22,7 +22,6 @@ from typing import Any, NamedTuple, cast, final
 
 import torch
 from torch import Tensor, UntypedStorage
-from torch.autograd import forward_ad
 from torch.autograd.graph import increment_version
 
 from haltwise._core.errors import InputError, require
@@ -32,6 +31,7 @@ from haltwise._kernels.operands import (
     LOG_RANGE,
     Operand,
     is_dense,
+    is_watched,
     layer_operands,
     readout_operands,
     replay_operands,
@@ -154,19 +154,8 @@ def implementation() -> str:
 
 
 def serves(tensor: Tensor) -> bool:
-    """Whether the compiled kernel computes with tensors of this device and dtype, now.
-
-    It does not while PyTorch compiles, traces or differentiates forward what it sees done.
-    """
-    return (
-        tensor.is_cpu
-        and tensor.dtype in _SUFFIX
-        and not torch.compiler.is_compiling()
-        and not torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
-        and torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.PROXY) is None
-        and forward_ad._current_level < 0
-        and available()
-    )
+    """Whether the compiled kernel computes with tensors of this device and dtype, now."""
+    return tensor.is_cpu and tensor.dtype in _SUFFIX and not is_watched() and available()
 
 
 def serves_all(*tensors: Tensor) -> bool:

@@ -13,10 +13,10 @@ from torch.autograd.graph import increment_version
 from haltwise._kernels import native
 from haltwise._kernels.operands import Operand, require_dims
 
-__all__ = ["FEWEST", "MLPConstants", "MLPStates", "step"]
+__all__ = ["LEAST_DIM", "MLPConstants", "MLPStates", "step"]
 
-FEWEST = 8
-"""Coordinates of a problem from which on the kernel pays: it takes up to 64 of one at once."""
+LEAST_DIM = 8
+"""D from which on the kernel pays: it takes up to 64 coordinates of one problem at once."""
 _SEGMENT = 192  # coordinates whose outputs are summed together
 _NUM_FACTS, _NUM_OWN, _NUM_OUTPUTS = 9, 13, 5
 

@@ -5,6 +5,7 @@ from typing import Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 
 from haltwise._core.errors import InputError, require
 
@@ -13,6 +14,7 @@ __all__ = [
     "LOG_RANGE",
     "Operand",
     "is_dense",
+    "is_watched",
     "layer_operands",
     "readout_operands",
     "replay_operands",
@@ -35,6 +37,19 @@ Operand = tuple[str, Tensor, tuple[int, ...]]
 def is_dense(tensor: Tensor) -> bool:
     """Whether it is an ordinary dense tensor, which `require_operand` does not refuse by kind."""
     return type(tensor) in _PLAIN_TYPES and tensor.layout is _STRIDED and not tensor.is_nested
+
+
+def is_watched() -> bool:
+    """Whether PyTorch compiles, traces or differentiates forward what it sees done.
+
+    It does not see what a kernel does.
+    """
+    return (
+        torch.compiler.is_compiling()
+        or torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
+        or torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.PROXY) is not None
+        or forward_ad._current_level >= 0
+    )
 
 
 def require_operand(

@@ -60,7 +60,14 @@ enum { SEGMENT = 192 }; /* coordinates: a multiple of the blocks of every instan
 /* What is known of a problem to the rule `mlp`: what gradients are multiplied by; what is added to
  * their root mean square; 1 / the size of the problem's gradients; corrections for the start of three
  * momenta and two squares at 0; the factor of updates. */
-enum { KNOWN_UNIT, KNOWN_LEAST, KNOWN_SIZE, KNOWN_UNBIAS, KNOWN_SCALE = KNOWN_UNBIAS + 5, KNOWN_FACTS };
+enum {
+    KNOWN_UNIT,
+    KNOWN_LEAST,
+    KNOWN_SIZE,
+    KNOWN_UNBIAS,
+    KNOWN_SCALE = KNOWN_UNBIAS + 5,
+    KNOWN_FACTS,
+};
 enum { OWN_FEATURES = 13, MLP_OUTPUTS = 5 }; /* features of a coordinate; numbers read out */
 
 /* A linear map, whose outputs are packed in groups of four: those of an LSTM by unit, its gates. */

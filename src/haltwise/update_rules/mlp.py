@@ -48,6 +48,22 @@ class _Problem(NamedTuple):
     features: Tensor
 
 
+class _Common(NamedTuple):
+    """What all coordinates of a problem are moved by.
+
+    Attributes:
+        problem: What is known of it.
+        size: Of its updates, shape [B, 1].
+        level: What the first layer makes of its features, bias included, shape [B, H].
+        maps: See `MLPRule.maps`.
+    """
+
+    problem: _Problem
+    size: Tensor
+    level: Tensor
+    maps: list[Tensor]
+
+
 class _Seen(NamedTuple):
     """What a coordinate knows at a step.
 
@@ -171,13 +187,13 @@ class MLPRule(nn.Module, UpdateRule, SupportsChunks):
         log_scale = self._adapted(state["log_scale"], pooled.sums)
         problem = _look_at_problem(state, pooled.log_rms.unsqueeze(1))
         # What a problem's coordinates share is multiplied once for all of them.
-        params = self.maps
-        shared = problem.features @ params[0][:, NUM_OWN:].T + params[1]
-        size = self.output_scale * torch.exp(log_scale)
-        if _is_native(grad, state, params):
-            step = _move_natively(grad, state, problem, size, shared, params, in_place=in_place)
+        maps, size = self.maps, self.output_scale * torch.exp(log_scale)
+        level = problem.features @ maps[0][:, NUM_OWN:].T + maps[1]
+        common = _Common(problem, size, level, maps)
+        if _is_native(grad, state, maps):
+            step = _move_natively(grad, state, common, in_place=in_place)
         else:
-            step = _move(grad, state, problem, size, shared, params)
+            step = _move(grad, state, common)
         after = {**step.state, **problem.state, "log_scale": log_scale}
         return step._replace(state=after)
 
@@ -195,27 +211,19 @@ def _in_unit(grad: Tensor, log_unit: Tensor) -> Tensor:
     return (grad * torch.exp(-log_unit)).clamp(-1e12, 1e12)
 
 
-def _is_native(grad: Tensor, state: State, params: list[Tensor]) -> bool:
+def _is_native(grad: Tensor, state: State, maps: list[Tensor]) -> bool:
     """Whether the compiled kernel moves these; it has no backward pass."""
-    given = [grad, *state.values(), *params]
+    given = [grad, *state.values(), *maps]
     return (
-        grad.shape[1] >= native_mlp.FEWEST
+        grad.shape[1] >= native_mlp.LEAST_DIM
         and native.serves_all(*given)
         and not (torch.is_grad_enabled() and any(tensor.requires_grad for tensor in given))
     )
 
 
-def _move_natively(
-    grad: Tensor,
-    state: State,
-    problem: _Problem,
-    size: Tensor,
-    shared: Tensor,
-    params: list[Tensor],
-    *,
-    in_place: bool,
-) -> UpdateStep:
-    """As `_move`, by the compiled kernel."""
+def _move_natively(grad: Tensor, state: State, common: _Common, *, in_place: bool) -> UpdateStep:
+    """As `_move`, by the compiled kernel; `in_place` lets it take the memory of the state."""
+    problem, size, level, (weight, _, *others) = common
     facts = [
         torch.exp(-problem.state["log_unit"]),
         FEWEST * problem.size + 1e-30,
@@ -229,35 +237,20 @@ def _move_natively(
         grad,
         native_mlp.MLPStates(state["momenta"], state["squares"], state["agreement"]),
         torch.cat(facts, 1),
-        shared,
-        [params[0][:, :NUM_OWN], *params[2:]],
+        level,
+        [weight[:, :NUM_OWN], *others],
         in_place=in_place,
     )
     return UpdateStep(updates, readout, after._asdict())
 
 
-def _move(
-    grad: Tensor,
-    state: State,
-    problem: _Problem,
-    size: Tensor,
-    shared: Tensor,
-    params: list[Tensor],
-) -> UpdateStep:
-    """The step of coordinates, with their state alone.
-
-    Args:
-        grad: Shape [B, D].
-        state: Before the step.
-        problem: What is known of each.
-        size: Of updates, shape [B, 1].
-        shared: What the first layer adds for a problem, shape [B, H].
-        params: Weight and bias of each layer in turn.
-    """
+def _move(grad: Tensor, state: State, common: _Common) -> UpdateStep:
+    """The step for gradients [B, D], with the state of coordinates alone."""
+    problem, size, level, (weight, _, *others) = common
     seen = _look(grad, state, problem)
-    hidden = torch.relu(seen.features @ params[0][:, :NUM_OWN].T + shared.unsqueeze(1))
-    hidden = torch.relu(linear(hidden, *params[2:4]))
-    log_size, *weights = linear(hidden, *params[4:]).unbind(-1)
+    hidden = torch.relu(seen.features @ weight[:, :NUM_OWN].T + level.unsqueeze(1))
+    hidden = torch.relu(linear(hidden, *others[:2]))
+    log_size, *weights = linear(hidden, *others[2:]).unbind(-1)
     weights[2] = weights[2] + 1  # that of Adam's usual momentum
     mixed = sum(
         2 * torch.tanh(weight / 2) * direction

@@ -15,10 +15,9 @@ from contextlib import AbstractContextManager
 import numpy as np
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
 from haltwise._core.kernel_setting import kernel_setting
-from haltwise._kernels.operands import is_dense
+from haltwise._kernels.operands import is_dense, is_watched
 
 __all__ = [
     "MAX_COORDINATES",
@@ -47,18 +46,13 @@ def is_interpreted() -> bool:
 
 
 def serves(device: torch.device, dtype: torch.dtype, size: int = 0, num_layers: int = 0) -> bool:
-    """Whether such tensors go through the kernels, with H = `size` units in L layers.
-
-    They do not while PyTorch compiles, traces or differentiates forward what it sees done.
-    """
+    """Whether such tensors go through the kernels now, with H = `size` units in L layers."""
     return (
         dtype is torch.float32
         and size <= MAX_SIZE
         and num_layers <= MAX_LAYERS
         and device.type in ("cuda", "cpu")
-        and not torch.compiler.is_compiling()
-        and not torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
-        and forward_ad._current_level < 0
+        and not is_watched()
         and _missing(device) is None
     )
 
