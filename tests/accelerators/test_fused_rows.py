@@ -132,8 +132,8 @@ def test_a_state_of_another_shape_is_refused(fused_device: torch.device) -> None
 def test_a_traced_step_is_the_step(fused_device: torch.device) -> None:
     narrow = placed(own(10, 1, 4, 4), fused_device)
 
-    def update(*given: torch.Tensor) -> torch.Tensor:
-        return narrow.step(*given)[0]
+    def update(grad: torch.Tensor, hidden: torch.Tensor, cell: torch.Tensor) -> torch.Tensor:
+        return narrow.step(grad, hidden, cell)[0]
 
     shapes = (2, 5), (2, 5, 1, 10), (2, 5, 1, 10)
     given = [randn(*shape, dtype=torch.float32).to(fused_device) for shape in shapes]
