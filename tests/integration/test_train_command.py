@@ -280,7 +280,7 @@ def test_info_says_which_kernel_runs(tmp_path: Path) -> None:
     done = run_here("info", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     rows = dict(line.split("  ", 1) for line in done.stdout.splitlines())
-    assert {name.strip(): value.strip() for name, value in rows.items()}["LSTM on CPUs"] == (
+    assert {name.strip(): value.strip() for name, value in rows.items()}["LSTM, MLP on CPUs"] == (
         _kernels.implementation()
     )
 

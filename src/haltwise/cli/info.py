@@ -25,7 +25,7 @@ def command() -> None:
         "haltwise": __version__,
         "python": f"{platform.python_version()} on {platform.system()} {platform.machine()}",
         "torch": torch.__version__,
-        "LSTM on CPUs": _kernels.implementation(),
+        "LSTM, MLP on CPUs": _kernels.implementation(),
         "LSTM, MLP on GPUs": on_gpus,
         "CPU threads": str(torch.get_num_threads()),
         "CUDA": ", ".join(
