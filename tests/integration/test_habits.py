@@ -68,7 +68,10 @@ def described() -> list[tuple[object, list[str]]]:
 
 
 @pytest.mark.parametrize("place", range(22))
-def test_what_is_printed_tells_what_it_is(place: int) -> None:
+def test_what_is_printed_tells_what_it_is(
+    place: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
     thing, words = described()[place]
     text = repr(thing)
     assert len(text) < 400
