@@ -70,7 +70,7 @@ def test_adam_updates_as_that_of_torch(scale: float) -> None:
         param.grad = randn(1, seed=step, dtype=DOUBLE)[0]
         before = param.detach().clone()
         optimizer.step()
-        found = adam_(state, scale * param.grad.view(1), step, 0.1)
+        (found,) = adam_([state], [scale * param.grad.view(1)], step, 0.1)
         assert_close(found[0], param.detach() - before, rtol=2e-4, atol=0)
 
 
@@ -78,10 +78,10 @@ def test_adam_updates_as_that_of_torch(scale: float) -> None:
 def test_adam_stays_small_at_extreme_gradients(size: float) -> None:
     state = init_tensors(nn.Parameter(torch.ones(3)), torch.ones(3))
     for step, sign in enumerate((1, 1, -1, 1)):
-        update = adam_(state, sign * size * torch.tensor([1.0, -1.0, 0.0]), step, 0.1)
+        (update,) = adam_([state], [sign * size * torch.tensor([1.0, -1.0, 0.0])], step, 0.1)
         assert (update.abs() < 0.2).all()
     for step in range(4, 1500):  # it recovers
-        update = adam_(state, torch.full((3,), 1e12), step, 0.1)
+        (update,) = adam_([state], [torch.full((3,), 1e12)], step, 0.1)
     assert (update < -1e-3).all()
 
 

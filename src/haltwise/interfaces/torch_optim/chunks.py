@@ -23,7 +23,17 @@ from haltwise.update_rules import (
     update_chunk,
 )
 
-__all__ = ["UpdateStatistics", "alike", "init_state", "leaves", "move", "pool", "working_dtype"]
+__all__ = [
+    "Row",
+    "UpdateStatistics",
+    "by_place",
+    "init_state",
+    "leaves",
+    "move",
+    "pool",
+    "rows",
+    "working_dtype",
+]
 
 
 _GATHERED = 16  # bytes of states that are gathered at most, for each coordinate of a chunk
@@ -32,6 +42,14 @@ _GATHERED = 16  # bytes of states that are gathered at most, for each coordinate
 def working_dtype(param: Tensor) -> torch.dtype:
     """In which a tensor is moved and its state kept: float32, or float64 if it is."""
     return torch.float64 if param.dtype == torch.float64 else torch.float32
+
+
+def by_place(params: Iterable[Tensor]) -> list[list[Tensor]]:
+    """Tensors by the device that they are on and the dtype that they are moved in."""
+    places: dict[object, list[Tensor]] = {}
+    for param in params:
+        places.setdefault((param.device, working_dtype(param)), []).append(param)
+    return [*places.values()]
 
 
 def leaves(rule: UpdateRule, dim: int) -> list[tuple[UpdateRule, int]]:
@@ -46,81 +64,127 @@ def leaves(rule: UpdateRule, dim: int) -> list[tuple[UpdateRule, int]]:
     return [leaf for own, size in pairs for leaf in leaves(own, size)]
 
 
-def alike(
-    params: Iterable[Tensor], states: Mapping[Tensor, State], chunk_size: int
-) -> Iterator[list[Tensor]]:
-    """Tensors to pool and move at once, as rows: of one size, on one device, in one dtype.
+@final
+class Row(NamedTuple):
+    """Tensors that are pooled and moved at once, as one row of coordinates.
 
-    Networks repeat layers, and small tensors take less time to compute on than to call for. Their
-    states are gathered for it, which large ones are not worth.
+    Attributes:
+        rule: That moves them, where they are and in their working dtype.
+        params: One, or several small ones.
+        states: What is remembered of each.
+        shared: Names of the entries of the rule's state that are of a tensor, and here equal.
+        chunk_size: Coordinates of a single one that are moved at once.
     """
-    kinds: dict[object, list[Tensor]] = {}
-    for param in params:
-        kinds.setdefault((param.numel(), working_dtype(param), param.device), []).append(param)
+
+    rule: UpdateRule
+    params: list[Tensor]
+    states: list[State]
+    shared: frozenset[str]
+    chunk_size: int
+
+
+def rows(
+    rule: UpdateRule, params: Sequence[Tensor], states: Mapping[Tensor, State], chunk_size: int
+) -> Iterator[Row]:
+    """Tensors to pool and move at once; all are on one device and have one working dtype.
+
+    Coordinates know of each other what is pooled and what is remembered of their tensor. Where
+    that is the same, as of tensors that have moved together from the start, they need not be of
+    one tensor. Small tensors take less time to compute on than to call for; their states are
+    gathered for it, which large ones are not worth.
+    """
+    shared = _entries_of_tensors(rule, params[0])
+    kinds: dict[bytes, list[Tensor]] = {}
+    for param, remembered in zip(params, _remembered(params, states, shared), strict=True):
+        kinds.setdefault(remembered, []).append(param)
     for own in kinds.values():
-        kept = states[own[0]].values()
-        num_bytes = sum(value.nbytes for value in kept if isinstance(value, Tensor))
-        most = min(chunk_size // own[0].numel(), _GATHERED * chunk_size // num_bytes)
-        number = max(1, most)
-        yield from (own[first : first + number] for first in range(0, len(own), number))
+        kept = sub_state(states[own[0]], "rule.").items()
+        num_bytes = sum(value.nbytes for name, value in kept if name not in shared)
+        most = _GATHERED * chunk_size * own[0].numel() // max(num_bytes, 1)
+        for some in _gathered(own, min(most, chunk_size)):
+            yield Row(rule, some, [states[param] for param in some], shared, chunk_size)
 
 
-def _pieces(
-    params: Sequence[Tensor], chunk_size: int, *, maximize: bool
-) -> Iterator[tuple[slice, Tensor]]:
-    """The gradients to descend of B alike tensors, [B, M] of at most `chunk_size`, and which."""
-    dtype, size = working_dtype(params[0]), params[0].numel()
+def _entries_of_tensors(rule: UpdateRule, like: Tensor) -> frozenset[str]:
+    """Names of the entries of a rule's state whose shape does not depend on how many it moves."""
+    zero = like.new_zeros((), dtype=working_dtype(like))
+    two, three = (rule.init(zero.expand(1, size)) for size in (2, 3))
+    return frozenset(name for name in two if two[name].shape == three[name].shape)
+
+
+def _remembered(
+    params: Sequence[Tensor], states: Mapping[Tensor, State], shared: Iterable[str]
+) -> list[bytes]:
+    """The numbers that are remembered of each tensor as a whole, as bytes."""
+    if len(params) == 1:
+        return [b""]
+    entries = [torch.stack([states[param][f"rule.{name}"] for param in params]) for name in shared]
+    numbers = [entry.reshape(len(params), -1).cpu().view(torch.uint8).numpy() for entry in entries]
+    return [b"".join(own[place].tobytes() for own in numbers) for place in range(len(params))]
+
+
+def _gathered(params: Sequence[Tensor], most: int) -> Iterator[list[Tensor]]:
+    """Tensors in lists of at most `most` coordinates, in which larger ones are alone."""
+    row: list[Tensor] = []
+    size = 0
+    for param in params:
+        if param.numel() > most:
+            yield [param]
+            continue
+        if size + param.numel() > most:
+            yield row
+            row, size = [], 0
+        row.append(param)
+        size += param.numel()
+    if row:
+        yield row
+
+
+def _pieces(row: Row, *, maximize: bool) -> Iterator[tuple[slice, Tensor]]:
+    """The gradients to descend, [1, M], and where they are in the tensor, if it is one."""
+    params, dtype = row.params, working_dtype(row.params[0])
     grads = [param.grad.detach().reshape(1, -1) for param in params if param.grad is not None]
-    for first in range(0, size, chunk_size if len(params) == 1 else size):
-        span = slice(first, min(first + chunk_size, size))
+    size = grads[0].shape[1] if len(params) == 1 else 1
+    for first in range(0, size, row.chunk_size):
+        span = slice(first, first + row.chunk_size) if len(params) == 1 else slice(None)
         grad = _together([each[:, span].to(dtype) for each in grads])
         yield span, -grad if maximize else grad
 
 
-def _together(rows: Sequence[Tensor]) -> Tensor:
-    """Rows [1, ...] as one tensor [B, ...]; a single one as it is."""
-    return rows[0] if len(rows) == 1 else torch.cat([*rows])
+def _together(parts: Sequence[Tensor]) -> Tensor:
+    """Parts [1, N, ...] of a row; a single one as it is."""
+    return parts[0] if len(parts) == 1 else torch.cat([*parts], 1)
 
 
 def _store(places: Sequence[Tensor], value: Tensor) -> None:
-    """Write rows where they belong, unless they were changed there."""
+    """Write parts of a row where they belong, unless they were changed there."""
     if len(places) > 1:
-        torch._foreach_copy_([*places], [*value.split(1)])
+        sizes = [place.shape[1] for place in places]
+        torch._foreach_copy_([*places], [*value.split(sizes, 1)])
     elif value.data_ptr() != places[0].data_ptr():
         places[0].copy_(value)
 
 
 @one_thread()
-def pool(
-    tensors: Iterable[tuple[UpdateRule, Sequence[Tensor], Sequence[State]]],
-    chunk_size: int,
-    *,
-    maximize: bool,
-) -> PooledGradient:
-    """What is pooled of the gradients of tensors, each [1]; NaN or infinite if one of them is.
+def pool(rows: Iterable[Row], *, maximize: bool) -> PooledGradient:
+    """What is pooled of the gradients of a rule's tensors, each [1].
+
+    It is NaN or infinite if one of them is.
 
     Args:
-        tensors: Those that a rule moves together, in alike ones; the rule where each is, and what
-            is remembered.
-        chunk_size: Coordinates at once.
+        rows: All that the rule moves together.
         maximize: Whether to ascend.
     """
     totals, logs, own, num = [], [], [], 0
-    for rule, params, states in tensors:
-        kept, size = [sub_state(state, "rule.") for state in states], params[0].numel()
-        for span, grad in _pieces(params, chunk_size, maximize=maximize):
+    for row in rows:
+        kept = [sub_state(state, "rule.") for state in row.states]
+        for span, grad in _pieces(row, maximize=maximize):
             totals.append(grad.sum(1, dtype=widened(grad[:, :0]).dtype))
             logs.append(2 * widened(log_rms(grad)) + math.log(grad.shape[1]))
-            if isinstance(rule, SupportsChunks):
-                part = {
-                    name: _working(
-                        _together([_part(each[name], span, size) for each in kept]), grad.dtype
-                    )
-                    for name in kept[0]
-                }
-                sums = rule.sums(grad, part)
+            if isinstance(row.rule, SupportsChunks):
+                sums = row.rule.sums(grad, _given(row, kept, span, grad.dtype))
                 own += [] if sums is None else [widened(sums)]
-        num += size * len(params)
+            num += grad.shape[1]
     device = totals[0].device  # a model may be spread over several
 
     def joined(values: list[Tensor]) -> Tensor:
@@ -131,6 +195,18 @@ def pool(
         (joined(logs).logsumexp(0) - math.log(num)) / 2,
         joined(own).sum(0) if own else None,
     )
+
+
+def _given(row: Row, kept: Sequence[State], span: slice, dtype: torch.dtype) -> State:
+    """The rule's state of a piece of a row, in the dtype that is computed in."""
+    given = {
+        name: value if name in row.shared else _together([each[name][:, span] for each in kept])
+        for name, value in kept[0].items()
+    }
+    return {
+        name: value.to(dtype) if value.is_floating_point() else value
+        for name, value in given.items()
+    }
 
 
 def init_state(rule: UpdateRule, param: Tensor, state_dtype: torch.dtype | None = None) -> State:
@@ -150,12 +226,11 @@ def init_state(rule: UpdateRule, param: Tensor, state_dtype: torch.dtype | None 
         # Rules may begin with one tensor of zeros for all; ours are written to.
         shared = any(value.data_ptr() == other.data_ptr() for other in state.values())
         state[name] = value.clone(memory_format=torch.contiguous_format) if shared else value
-    # By its shape alone, what is of a tensor of one entry might be of its coordinate.
-    of_two = {} if state_dtype is None else rule.init(like[:, :1].expand(1, 2))
-    for name, value in nested_state(of_two, "rule.").items():
-        of_coordinates = _of_coordinates(value, 2) and _of_coordinates(state[name], param.numel())
-        if value.is_floating_point() and of_coordinates:
-            state[name] = state[name].to(state_dtype)
+    if state_dtype is not None:
+        of_tensors = _entries_of_tensors(rule, param)
+        for name, value in sub_state(state, "rule.").items():
+            if value.is_floating_point() and name not in of_tensors:
+                state[f"rule.{name}"] = value.to(state_dtype)
     state["touched"] = torch.zeros_like(like, dtype=torch.bool)
     return state
 
@@ -172,74 +247,41 @@ class UpdateStatistics(NamedTuple):
 
 @one_thread()
 def move(
-    rule: UpdateRule,
-    params: Sequence[Tensor],
-    states: Sequence[State],
-    pooled: PooledGradient,
-    *,
-    lr: float,
-    weight_decay: float,
-    maximize: bool,
-    chunk_size: int,
+    row: Row, pooled: PooledGradient, *, lr: float, weight_decay: float, maximize: bool
 ) -> UpdateStatistics:
-    """Advance the states of B alike tensors in place; displacements are left in `signals.update`.
+    """Advance the states of a row in place; displacements are left in `signals.update`.
 
-    The rule is in the tensors' working dtype and on their device, `pooled` is of all the rule's
-    coordinates, and the tensors themselves are left untouched.
+    `pooled` is of all the rule's coordinates. The tensors themselves are left untouched.
     """
-    size, dtype, device = params[0].numel(), working_dtype(params[0]), params[0].device
-
-    def of_each(value: Tensor) -> Tensor:
-        return value.to(device, dtype).expand(len(params), *value.shape[1:])
-
-    given_pooled = PooledGradient(
-        of_each(pooled.mean),
-        of_each(pooled.log_rms),
-        None if pooled.sums is None else of_each(pooled.sums),
+    params, dtype, device = row.params, working_dtype(row.params[0]), row.params[0].device
+    pooled = PooledGradient(
+        pooled.mean.to(device, dtype),
+        pooled.log_rms.to(device, dtype),
+        None if pooled.sums is None else pooled.sums.to(device, dtype),
     )
     values = [param.detach().reshape(1, -1) for param in params] if weight_decay else []
-    own, last = ([sub_state(state, part) for state in states] for part in ("rule.", "signals."))
+    own, last = ([sub_state(state, part) for state in row.states] for part in ("rule.", "signals."))
     of_tensor: State = {}
     readout = products = torch.zeros((), device=device)
-    for span, grad in _pieces(params, chunk_size, maximize=maximize):
-        places = {name: [_part(each[name], span, size) for each in own] for name in own[0]}
-        given = {name: _working(_together(rows), dtype) for name, rows in places.items()}
-        step = update_chunk(rule, grad, given, given_pooled)
+    for span, grad in _pieces(row, maximize=maximize):
+        step = update_chunk(row.rule, grad, _given(row, own, span, dtype), pooled)
         update = lr * step.update
         if values:
             update -= lr * weight_decay * _together([each[:, span].to(dtype) for each in values])
         memory = {name: [each[name][:, span] for each in last] for name in last[0]}
-        before = {name: widened(_together(rows)) for name, rows in memory.items()}
-        readout = readout + _summed(widened(step.readout)) * grad.shape[1]
-        products = products + _summed(sum_products(widened(grad), widened(update), before))
+        before = {name: widened(_together(parts)) for name, parts in memory.items()}
+        readout = readout + widened(step.readout) * grad.shape[1]
+        products = products + sum_products(widened(grad), widened(update), before)
         for name, value in step.state.items():
-            if _of_coordinates(own[0][name], size):
-                _store(places[name], value)
-            else:
+            if name in row.shared:
                 of_tensor[name] = value  # every chunk begins with the old one
-        touched = [state["touched"][:, span] for state in states]
+            else:
+                _store([each[name][:, span] for each in own], value)
+        touched = [state["touched"][:, span] for state in row.states]
         _store(touched, _together(touched) | (grad != 0))
         _store(memory["grad"], grad)
         _store(memory["update"], update)
     for name, value in of_tensor.items():
-        _store([each[name] for each in own], value)
+        for each in own:
+            each[name].copy_(value)
     return UpdateStatistics(readout, products)
-
-
-def _summed(value: Tensor) -> Tensor:
-    """The sum over tensors, [1, ...]."""
-    return value if len(value) == 1 else value.sum(0, keepdim=True)
-
-
-def _working(value: Tensor, dtype: torch.dtype) -> Tensor:
-    """An entry of a state in the dtype that is computed in."""
-    return value.to(dtype) if value.is_floating_point() else value
-
-
-def _of_coordinates(value: Tensor, size: int) -> bool:
-    """Whether an entry of a state is of a tensor's coordinates, of which there are `size`."""
-    return value.ndim > 1 and value.shape[1] == size
-
-
-def _part(value: Tensor, span: slice, size: int) -> Tensor:
-    return value[:, span] if _of_coordinates(value, size) else value

@@ -23,13 +23,14 @@ lowest is trusted as far as it is the mean of many.
 """
 
 import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple, final
 
 import torch
 from torch import Tensor
 
 from haltwise._core.errors import require
-from haltwise._core.tensors import log_rms
+from haltwise._core.tensors import widest
 
 __all__ = ["FAILURES", "FRESH", "Action", "Guard", "adam_", "init_tensors", "why_adam"]
 
@@ -342,20 +343,29 @@ def init_tensors(param: Tensor, like: Tensor) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
-def adam_(state: dict[str, Tensor], grad: Tensor, step: int, rate: float) -> Tensor:
-    """Adam's update (Kingma & Ba 2015) of a tensor, shape [N].
+def adam_(
+    states: Sequence[dict[str, Tensor]], grads: Sequence[Tensor], step: int, rate: float
+) -> list[Tensor]:
+    """Adam's updates (Kingma & Ba 2015) of tensors on one device and of one dtype, each [N].
 
     Args:
-        state: See `init_tensors`; changed in place.
-        grad: Shape [N].
+        states: See `init_tensors`; changed in place.
+        grads: Each of shape [N].
         step: Steps that Adam has taken.
         rate: Its learning rate.
     """
-    grad = grad.clamp(-HUGE, HUGE)
     first, second = BETAS
-    mean = state["guard.mean"].lerp_(grad, 1 - first)
-    square = state["guard.square"].lerp_(grad.square(), 1 - second)
-    root = (square / (1 - second ** (step + 1))).sqrt_()
-    # In units of the gradient itself, which may have any size.
-    root += EPS * log_rms(root).exp() + TINY
-    return mean.div(root).mul_(-rate / (1 - first ** (step + 1)))
+    held = [grad.clamp(-HUGE, HUGE) for grad in grads]
+    means, squares = ([state[f"guard.{name}"] for state in states] for name in ("mean", "square"))
+    torch._foreach_lerp_(means, held, 1 - first)
+    torch._foreach_lerp_(squares, torch._foreach_mul(held, held), 1 - second)
+    # Both are corrected for their start at 0: the means by the rate, the roots by their unit.
+    unit = math.sqrt(1 - second ** (step + 1))
+    roots = torch._foreach_sqrt(squares)
+    # What is added is in units of the gradient itself, which may have any size.
+    norms = torch._foreach_norm(roots, dtype=widest(roots[0].device))
+    least = torch._foreach_mul(norms, [EPS / math.sqrt(root.numel()) for root in roots])
+    torch._foreach_add_(roots, torch._foreach_add(least, unit * TINY))
+    updates = torch._foreach_div(means, roots)
+    torch._foreach_mul_(updates, -rate * unit / (1 - first ** (step + 1)))
+    return [*updates]

@@ -269,22 +269,30 @@ class LearnedOptimizer(torch.optim.Optimizer):
         if loss is None and all(problem.is_dummy for problem in problems):
             return
         seen = [] if loss is None else [loss]
-        gradients = [problem.pool(self.chunk_size) for problem in problems]
+        rows = [
+            problem.rows(self.chunk_size) if self._learns(problem) else {} for problem in problems
+        ]
+        gradients = [problem.pool(own) for problem, own in zip(problems, rows, strict=True)]
         pooled = [
             [value for part in own.values() for value in part if value is not None]
-            for own in gradients
+            or problem.largest_gradients()
+            for problem, own in zip(problems, gradients, strict=True)
         ]
         if not are_finite([*seen, *chain(*pooled)]):
             self._fail(problems, [[*seen, *own] for own in pooled], "the loss or a gradient is")
             return
         followed = [
-            (problem, own)
-            for problem, own in zip(problems, gradients, strict=True)
+            (problem, own, gradient)
+            for problem, own, gradient in zip(problems, rows, gradients, strict=True)
             if not self.guard or follows(problem, loss, is_in_doubt=self._is_in_doubt(problem))
         ]
         self._moved = []
-        moved = [problem.move(own, self.chunk_size) for problem, own in followed]
-        self._finish([problem for problem, _ in followed], moved, loss)
+        moved = [problem.move(own, gradient) for problem, own, gradient in followed]
+        self._finish([problem for problem, *_ in followed], moved, loss)
+
+    def _learns(self, problem: Problem) -> bool:
+        """Whether the learned rule moves the group, unless Adam takes over at this step."""
+        return not (self.guard and guard_of(problem).has_taken_over)
 
     def _is_in_doubt(self, problem: Problem) -> bool:
         numbers = [n for n, group in enumerate(self.param_groups) if group is problem.group]

@@ -1,20 +1,23 @@
 """A parameter group at a step: what is known of it, and one step of its learned rule."""
 
+import math
 from collections.abc import MutableMapping
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from haltwise._core.errors import require
+from haltwise._core.errors import InputError
 from haltwise._kernels import available
 from haltwise.interfaces.torch_optim.chunks import (
+    Row,
     UpdateStatistics,
-    alike,
+    by_place,
     init_state,
     leaves,
     move,
     pool,
+    rows,
     working_dtype,
 )
 from haltwise.interfaces.torch_optim.groups import (
@@ -28,7 +31,7 @@ from haltwise.interfaces.torch_optim.groups import (
 )
 from haltwise.interfaces.torch_optim.guard import init_tensors
 from haltwise.interfaces.torch_optim.states import FRESH
-from haltwise.update_rules import PooledGradient, UpdateRule
+from haltwise.update_rules import PooledGradient
 
 __all__ = ["Problem", "are_finite", "decay_of", "survey"]
 
@@ -71,52 +74,47 @@ class Problem(NamedTuple):
         shows = any(each.grad is not None and bool(each.grad.any()) for each in self.params)
         return self.record["step"] == 0 and self.decay == 0 and not shows
 
-    def pool(self, chunk_size: int | None) -> dict[int, PooledGradient]:
+    def largest_gradients(self) -> list[Tensor]:
+        """The largest absolute entry of each gradient, NaN where one is."""
+        grads = [param.grad.detach() for param in self.params if param.grad is not None]
+        return [size for own in by_place(grads) for size in torch._foreach_norm(own, math.inf)]
+
+    def rows(self, chunk_size: int | None) -> dict[int, list[Row]]:
+        """Its tensors in rows to pool and move at once, by leaf."""
+        dim = num_coordinates(self.group["params"])
+        found: dict[int, list[Row]] = {}
+        for leaf, params in self.by_leaf.items():
+            for own in by_place(params):
+                model = self.models.cast(self.group, own[0])
+                rule, chunk = leaves(model.rule, dim)[leaf][0], _chunk_of(own[0], chunk_size)
+                found.setdefault(leaf, []).extend(rows(rule, own, self.states, chunk))
+        return found
+
+    def pool(self, rows: dict[int, list[Row]]) -> dict[int, PooledGradient]:
         """What is pooled of the gradient, by leaf."""
-        maximize, dim = self.group["maximize"], num_coordinates(self.group["params"])
-        return {
-            leaf: pool(
-                [
-                    (self._rule(leaf, some[0], dim), some, [self.states[each] for each in some])
-                    for some in alike(own, self.states, _chunk_of(own[0], chunk_size))
-                ],
-                _chunk_of(own[0], chunk_size),
-                maximize=maximize,
-            )
-            for leaf, own in self.by_leaf.items()
-        }
+        maximize = self.group["maximize"]
+        return {leaf: pool(own, maximize=maximize) for leaf, own in rows.items()}
 
-    def _rule(self, leaf: int, param: Tensor, dim: int) -> UpdateRule:
-        """The rule of a leaf, where a tensor is; of so many coordinates of the group."""
-        return leaves(self.models.cast(self.group, param).rule, dim)[leaf][0]
-
-    def move(self, pooled: dict[int, PooledGradient], chunk_size: int | None) -> UpdateStatistics:
+    def move(
+        self, rows: dict[int, list[Row]], pooled: dict[int, PooledGradient]
+    ) -> UpdateStatistics:
         """Advance the states; every displacement is left in its `signals.update`."""
-        group, models = self.group, self.models
-        dim = num_coordinates(group["params"])
+        group, rule = self.group, self.models.of(self.group).rule
         device = self.params[0].device
         # Leaves without a gradient show zeros.
         readouts = [
-            torch.zeros(1, rule.readout_size, device=device)
-            for rule, _ in leaves(models.of(group).rule, dim)
+            torch.zeros(1, own.readout_size, device=device)
+            for own, _ in leaves(rule, num_coordinates(group["params"]))
         ]
         products = torch.zeros((), device=device)
-        for leaf, params in self.by_leaf.items():
+        lr, weight_decay, maximize = float(group["lr"]), group["weight_decay"], group["maximize"]
+        for leaf, some in rows.items():
             total = torch.zeros((), device=device)
-            for some in alike(params, self.states, _chunk_of(params[0], chunk_size)):
-                moved = move(
-                    self._rule(leaf, some[0], dim),
-                    some,
-                    [self.states[each] for each in some],
-                    pooled[leaf],
-                    lr=float(group["lr"]),
-                    weight_decay=group["weight_decay"],
-                    maximize=group["maximize"],
-                    chunk_size=_chunk_of(some[0], chunk_size),
-                )
+            for row in some:
+                moved = move(row, pooled[leaf], lr=lr, weight_decay=weight_decay, maximize=maximize)
                 total = total + moved.readout.to(device)
                 products = products + moved.products.to(device)
-            readouts[leaf] = total / num_coordinates(params)
+            readouts[leaf] = total / num_coordinates(self.by_leaf[leaf])
         return UpdateStatistics(torch.cat(readouts, 1), products)
 
     def apply(self, *, finite: bool) -> None:
@@ -174,17 +172,7 @@ def survey(
             continue
         if param not in states:  # it may have come to the group since
             check_parameter(group, number)
-        require(
-            param.grad.layout == torch.strided,
-            f"the gradient of {name_of(group, number)} is sparse ({param.grad.layout}), which "
-            "learned optimizers do not support; make it dense, as by sparse=False of an "
-            "embedding",
-        )
-        require(
-            param.grad.shape == param.shape and param.grad.device == param.device,
-            f"the gradient of {name_of(group, number)} is of shape {list(param.grad.shape)} on "
-            f"{param.grad.device}; compute it anew after a change of the parameter",
-        )
+        _check_gradient(group, number)
         by_leaf.setdefault(leaf, []).append(param)
     if not by_leaf:
         return None
@@ -223,13 +211,31 @@ def _check_unchanged(group: Group, number: int, states: States) -> None:
     if kept is None:
         return
     now = param.numel(), param.device, working_dtype(param)
-    require(
-        now == (kept.numel(), kept.device, kept.dtype)
-        and param.shape == state.get("guard.params", param).shape,
+    is_same = now == (kept.numel(), kept.device, kept.dtype)
+    if is_same and param.shape == state.get("guard.params", param).shape:
+        return  # at every step of every tensor: words take longer than looking
+    raise InputError(
         f"{name_of(group, number)} has {now[0]} entries on {now[1]} to be moved in {now[2]}, "
         f"but its state is of {kept.numel()} on {kept.device} in {kept.dtype}; resize, reshape "
-        "and move parameters before the optimizer is built",
+        "and move parameters before the optimizer is built"
     )
+
+
+def _check_gradient(group: Group, number: int) -> None:
+    """Refuse a gradient that cannot be followed."""
+    param: Tensor = group["params"][number]
+    grad = param.grad
+    assert grad is not None
+    if grad.layout != torch.strided:
+        raise InputError(
+            f"the gradient of {name_of(group, number)} is sparse ({grad.layout}), which learned "
+            "optimizers do not support; make it dense, as by sparse=False of an embedding"
+        )
+    if grad.shape != param.shape or grad.device != param.device:
+        raise InputError(
+            f"the gradient of {name_of(group, number)} is of shape {list(grad.shape)} on "
+            f"{grad.device}; compute it anew after a change of the parameter"
+        )
 
 
 def _chunk_of(param: Tensor, asked: int | None) -> int:

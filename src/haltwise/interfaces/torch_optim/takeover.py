@@ -2,10 +2,11 @@
 
 from collections.abc import Iterable, Sequence
 
+import torch
 from torch import Tensor
 
 from haltwise._core.errors import FitWarning, warn
-from haltwise.interfaces.torch_optim.chunks import working_dtype
+from haltwise.interfaces.torch_optim.chunks import by_place, working_dtype
 from haltwise.interfaces.torch_optim.groups import Group, num_coordinates
 from haltwise.interfaces.torch_optim.guard import Action, Guard, adam_
 from haltwise.interfaces.torch_optim.problem import Problem, are_finite
@@ -43,8 +44,8 @@ def follows(problem: Problem, loss: Tensor | None, *, is_in_doubt: bool = False)
     if not guard.has_taken_over:
         return True
     if not action.go_back:  # the gradient is that of other parameters
-        for param in problem.params:
-            _move_by_adam(problem, param, guard)
+        for params in by_place(problem.params):
+            _move_by_adam(problem, params, guard)
         stops = guard.note_adam_step(has_loss=loss is not None and not is_in_doubt)
         if "stop" in record:
             record["stop"] = record["stop"] | stops
@@ -98,14 +99,18 @@ def _obey(problem: Problem, action: Action) -> None:
         warn_of_adam(problem.group, action.takes_over)
 
 
-def _move_by_adam(problem: Problem, param: Tensor, guard: Guard) -> None:
-    assert param.grad is not None
-    group = problem.group
-    dtype, lr = working_dtype(param), float(group["lr"])
-    grad = param.grad.detach().reshape(-1).to(dtype)
-    grad = -grad if group["maximize"] else grad
-    update = adam_(problem.states[param], grad, guard.num_adam_steps, lr * guard.rate)
+def _move_by_adam(problem: Problem, params: list[Tensor], guard: Guard) -> None:
+    """Move tensors on one device that are moved in one dtype."""
+    group, dtype = problem.group, working_dtype(params[0])
+    rate = float(group["lr"]) * guard.rate
+    grads = [
+        param.grad.detach().reshape(-1).to(dtype) for param in params if param.grad is not None
+    ]
+    grads = [-grad for grad in grads] if group["maximize"] else grads
+    states = [problem.states[param] for param in params]
+    updates = adam_(states, grads, guard.num_adam_steps, rate)
     if group["weight_decay"]:
-        decay = lr * guard.rate * group["weight_decay"]
-        update -= decay * param.detach().reshape(-1).to(dtype)
-    param.add_(update.view(param.shape))
+        values = [param.detach().reshape(-1).to(dtype) for param in params]
+        torch._foreach_add_(updates, values, alpha=-rate * group["weight_decay"])
+    moves = [update.view(param.shape) for update, param in zip(updates, params, strict=True)]
+    torch._foreach_add_(params, moves)
