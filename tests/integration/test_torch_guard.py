@@ -4,6 +4,7 @@ import io
 import math
 import warnings
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import pytest
@@ -21,6 +22,7 @@ from haltwise.interfaces.torch_optim.guard import adam_, init_tensors
 from haltwise.tasks import family
 
 HORIZON = 60  # of regression-10d
+zeros = partial(torch.zeros, dtype=DOUBLE)
 
 
 def quadratic(params: list[nn.Parameter], sign: float = 1.0) -> Tensor:
@@ -85,6 +87,26 @@ def test_adam_stays_small_at_extreme_gradients(size: float) -> None:
     assert (update < -1e-3).all()
 
 
+def test_adam_bounds_each_tensor_by_its_own_gradient() -> None:
+    """By the formula: what is added to a root is a share of the root mean square of its tensor."""
+    sizes = {1: 1e-25, 3: 1.0, 50: 1e6}
+    states = [init_tensors(nn.Parameter(zero), zero) for zero in map(zeros, sizes)]
+    means = [zeros(n) for n in sizes]
+    squares = [zeros(n) for n in sizes]
+    for step in range(4):
+        grads = [
+            size * randn(n, seed=step, dtype=DOUBLE) * 10.0 ** torch.arange(0, -n, -1)
+            for n, size in sizes.items()
+        ]
+        updates = adam_(states, grads, step, 0.1)
+        for n, grad in enumerate(grads):
+            means[n] = 0.9 * means[n] + 0.1 * grad
+            squares[n] = 0.99 * squares[n] + 0.01 * grad.square()
+            root = (squares[n] / (1 - 0.99 ** (step + 1))).sqrt()
+            root = root + 1e-4 * root.square().mean().sqrt() + 1e-19
+            assert_close(updates[n], -0.1 * means[n] / (1 - 0.9 ** (step + 1)) / root)
+
+
 # --------------------------------------------------------------------------------------- take-over
 
 
@@ -108,6 +130,34 @@ def test_after_the_horizon_adam_takes_over_with_one_warning() -> None:
     assert_close(update[far], expected[far], rtol=0.1, atol=0)
     assert max(losses[HORIZON:]) <= losses[0]
     assert optimizer.steps_taken == HORIZON + 301
+
+
+def test_under_adam_decay_takes_its_share_off_and_what_is_not_finite_is_skipped() -> None:
+    params = given_grads((4,), (2, 3))
+    optimizer = LearnedOptimizer(params, "regression-10d")
+    take_over(optimizer, params)
+    state, start = optimizer.state_dict(), [param.detach().clone() for param in params]
+    ends = []
+    for decay in (0.0, 0.1, 0.2):
+        for param, value in zip(params, start, strict=True):
+            param.data.copy_(value)
+        optimizer.load_state_dict(state)
+        optimizer.param_groups[0]["weight_decay"] = decay
+        optimizer.step(loss=quadratic(params))
+        ends.append(torch.cat([param.detach().flatten() for param in params]))
+    taken = torch.stack([ends[0] - ends[1], ends[0] - ends[2]])
+    shares = taken / torch.cat([value.flatten() for value in start])
+    assert (shares > 0).all()
+    assert_close(shares, shares[:, :1] * torch.ones(10), rtol=1e-2, atol=0)
+    assert_close(shares[1], 2 * shares[0], rtol=1e-2, atol=0)
+    for bad in params:
+        before = [param.detach().clone() for param in params]
+        assert bad.grad is not None
+        kept, bad.grad = bad.grad, torch.full_like(bad.grad, torch.nan)
+        optimizer.step(loss=quadratic(params))
+        bad.grad = kept
+        assert_same([param.detach() for param in params], before)
+    assert optimizer.num_skipped == 2
 
 
 def test_it_asks_to_stop_at_the_horizon_at_the_latest() -> None:
