@@ -27,6 +27,7 @@ __all__ = [
     "Row",
     "UpdateStatistics",
     "by_place",
+    "gathered",
     "init_state",
     "leaves",
     "move",
@@ -101,7 +102,7 @@ def rows(
         kept = sub_state(states[own[0]], "rule.").items()
         num_bytes = sum(value.nbytes for name, value in kept if name not in shared)
         most = _GATHERED * chunk_size * own[0].numel() // max(num_bytes, 1)
-        for some in _gathered(own, min(most, chunk_size)):
+        for some in gathered(own, min(most, chunk_size)):
             yield Row(rule, some, [states[param] for param in some], shared, chunk_size)
 
 
@@ -123,7 +124,7 @@ def _remembered(
     return [b"".join(own[place].tobytes() for own in numbers) for place in range(len(params))]
 
 
-def _gathered(params: Sequence[Tensor], most: int) -> Iterator[list[Tensor]]:
+def gathered(params: Sequence[Tensor], most: int) -> Iterator[list[Tensor]]:
     """Tensors in lists of at most `most` coordinates, in which larger ones are alone."""
     row: list[Tensor] = []
     size = 0

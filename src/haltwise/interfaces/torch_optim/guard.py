@@ -361,7 +361,9 @@ def adam_(
     torch._foreach_lerp_(squares, torch._foreach_mul(held, held), 1 - second)
     # Both are corrected for their start at 0: the means by the rate, the roots by their unit.
     unit = math.sqrt(1 - second ** (step + 1))
-    roots = torch._foreach_sqrt(squares)
+    # Roots of subnormal numbers take some processors eighty times as long.
+    roots = torch._foreach_clamp_min(squares, torch.finfo(squares[0].dtype).tiny)
+    torch._foreach_sqrt_(roots)
     # What is added is in units of the gradient itself, which may have any size.
     norms = torch._foreach_norm(roots, dtype=widest(roots[0].device))
     least = torch._foreach_mul(norms, [EPS / math.sqrt(root.numel()) for root in roots])

@@ -275,7 +275,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
         gradients = [problem.pool(own) for problem, own in zip(problems, rows, strict=True)]
         pooled = [
             [value for part in own.values() for value in part if value is not None]
-            or problem.largest_gradients()
+            or problem.sums()
             for problem, own in zip(problems, gradients, strict=True)
         ]
         if not are_finite([*seen, *chain(*pooled)]):

@@ -1,6 +1,5 @@
 """A parameter group at a step: what is known of it, and one step of its learned rule."""
 
-import math
 from collections.abc import MutableMapping
 from typing import Any, NamedTuple
 
@@ -8,6 +7,7 @@ import torch
 from torch import Tensor
 
 from haltwise._core.errors import InputError
+from haltwise._core.tensors import widest
 from haltwise._kernels import available
 from haltwise.interfaces.torch_optim.chunks import (
     Row,
@@ -74,10 +74,10 @@ class Problem(NamedTuple):
         shows = any(each.grad is not None and bool(each.grad.any()) for each in self.params)
         return self.record["step"] == 0 and self.decay == 0 and not shows
 
-    def largest_gradients(self) -> list[Tensor]:
-        """The largest absolute entry of each gradient, NaN where one is."""
-        grads = [param.grad.detach() for param in self.params if param.grad is not None]
-        return [size for own in by_place(grads) for size in torch._foreach_norm(own, math.inf)]
+    def sums(self) -> list[Tensor]:
+        """The sum of each gradient, finite if all of it is."""
+        grads = [param.grad for param in self.params if param.grad is not None]
+        return [grad.sum(dtype=widest(grad.device)) for grad in grads]
 
     def rows(self, chunk_size: int | None) -> dict[int, list[Row]]:
         """Its tensors in rows to pool and move at once, by leaf."""

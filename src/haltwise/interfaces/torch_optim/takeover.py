@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from haltwise._core.errors import FitWarning, warn
-from haltwise.interfaces.torch_optim.chunks import by_place, working_dtype
+from haltwise.interfaces.torch_optim.chunks import by_place, gathered, working_dtype
 from haltwise.interfaces.torch_optim.groups import Group, num_coordinates
 from haltwise.interfaces.torch_optim.guard import Action, Guard, adam_
 from haltwise.interfaces.torch_optim.problem import Problem, are_finite
@@ -19,6 +19,8 @@ __all__ = [
     "warn_of_adam",
     "warn_of_new_start",
 ]
+
+_AT_ONCE = 2**16  # coordinates, of which Adam writes down numbers that are not kept
 
 
 def guard_of(problem: Problem) -> Guard:
@@ -44,8 +46,9 @@ def follows(problem: Problem, loss: Tensor | None, *, is_in_doubt: bool = False)
     if not guard.has_taken_over:
         return True
     if not action.go_back:  # the gradient is that of other parameters
-        for params in by_place(problem.params):
-            _move_by_adam(problem, params, guard)
+        for own in by_place(problem.params):
+            for params in gathered(own, _AT_ONCE):
+                _move_by_adam(problem, params, guard)
         stops = guard.note_adam_step(has_loss=loss is not None and not is_in_doubt)
         if "stop" in record:
             record["stop"] = record["stop"] | stops
