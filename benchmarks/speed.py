@@ -30,6 +30,7 @@ from haltwise._kernels import implementation
 from haltwise.interfaces.torch_optim import LearnedOptimizer
 
 Way = Callable[[], object]
+STEPS = ("W4", "W5")  # workloads of single steps
 AGREEMENT = 1e-6  # relative, of ten steps in double precision: later ones amplify rounding
 
 
@@ -183,24 +184,47 @@ def step_ways(num_params: int) -> dict[str, Way]:
 
     adam = torch.optim.Adam([weight], lr=1e-9, fused=True)
 
-    def learned(weights: Any, *, plain: bool = False) -> Way:
-        optimizer = LearnedOptimizer([weight], weights)
-
-        def step() -> None:
-            with _plain() if plain else nullcontext():
-                optimizer.step()
-
-        return step
-
     return {
         "naive LSTM": cells,
-        "plain PyTorch": learned(workload.optimizer, plain=True),
-        "haltwise": learned(workload.optimizer),
-        "default weights, plain PyTorch": learned("small-networks", plain=True),
-        "default weights": learned("small-networks"),
+        "plain PyTorch": _step([weight], workload.optimizer, plain=True),
+        "haltwise": _step([weight], workload.optimizer),
+        "default weights, plain PyTorch": _step([weight], "small-networks", plain=True),
+        "default weights": _step([weight], "small-networks"),
         "GEMM floor": products,
         "fused Adam": adam.step,
     }
+
+
+def module_ways() -> dict[str, Way]:
+    """W5: ways to move a transformer of 200,000 parameters in 72 tensors once, Adam first."""
+    layer = nn.TransformerEncoderLayer(64, 4, 128, batch_first=True)
+    params = [*nn.TransformerEncoder(layer, 6, enable_nested_tensor=False).parameters()]
+    generator = torch.Generator().manual_seed(0)
+    for param in params:
+        param.grad = 0.1 * torch.randn(param.shape, generator=generator)
+    return {
+        "Adam": torch.optim.Adam(params, lr=1e-9).step,
+        "fused Adam": torch.optim.Adam(params, lr=1e-9, fused=True).step,
+        "default weights, plain PyTorch": _step(params, "small-networks", plain=True),
+        "default weights": _step(params, "small-networks"),
+        "default weights, after their horizon": _step(params, "small-networks", num_before=101),
+        "mnist-mlp": _step(params, "mnist-mlp"),
+    }
+
+
+def _step(
+    params: list[nn.Parameter], weights: Any, *, plain: bool = False, num_before: int = 0
+) -> Way:
+    """A step of a learned optimizer that has taken some."""
+    optimizer = LearnedOptimizer(params, weights)
+
+    def step() -> None:
+        with _plain() if plain else nullcontext():
+            optimizer.step()
+
+    for _ in range(num_before):
+        step()
+    return step
 
 
 # --- Scaling -------------------------------------------------------------------------------------
@@ -289,9 +313,15 @@ def _plot(results: dict[str, Any], path: Path) -> None:
     figure.write_html(path)
 
 
+def _ways(name: str, num_params: int) -> dict[str, Way]:
+    if name in STEPS:
+        return step_ways(num_params) if name == "W4" else module_ways()
+    return ways(workloads.make(name))
+
+
 @click.command()
 @click.option("--rounds", default=9, show_default=True)
-@click.option("--workload", "names", multiple=True, default=(*workloads.NAMES, "W4"))
+@click.option("--workload", "names", multiple=True, default=(*workloads.NAMES, *STEPS))
 @click.option("--num-params", default=1_000_000, show_default=True, help="Of W4.")
 @click.option("--scaling/--no-scaling", default=True)
 @click.option("--measure-memory/--no-memory", default=True)
@@ -319,14 +349,13 @@ def main(
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, one thread",
         "torch": torch.__version__,
         "implementation": implementation(),
-        "agreement": {name: check(name) for name in names if name != "W4"},
+        "agreement": {name: check(name) for name in names if name not in STEPS},
         "times": {},
         "memory": [],
         "scaling": [],
     }
     for name in names:
-        chosen = step_ways(num_params) if name == "W4" else ways(workloads.make(name))
-        results["times"][name] = compare(chosen, rounds)
+        results["times"][name] = compare(_ways(name, num_params), rounds)
         click.echo(
             f"{name}: " + str({k: round(v.ratio, 2) for k, v in results["times"][name].items()})
         )

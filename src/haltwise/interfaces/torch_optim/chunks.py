@@ -72,7 +72,9 @@ class Row(NamedTuple):
     Attributes:
         rule: That moves them, where they are and in their working dtype.
         params: One, or several small ones.
-        states: What is remembered of each.
+        states: The rule's, of each.
+        signals: What signals are measured with, of each.
+        touched: Which coordinates of each have had a gradient other than zero.
         shared: Names of the entries of the rule's state that are of a tensor, and here equal.
         chunk_size: Coordinates of a single one that are moved at once.
     """
@@ -80,6 +82,8 @@ class Row(NamedTuple):
     rule: UpdateRule
     params: list[Tensor]
     states: list[State]
+    signals: list[State]
+    touched: list[Tensor]
     shared: frozenset[str]
     chunk_size: int
 
@@ -95,15 +99,24 @@ def rows(
     gathered for it, which large ones are not worth.
     """
     shared = _entries_of_tensors(rule, params[0])
+    kept = {param: sub_state(states[param], "rule.") for param in params}
     kinds: dict[bytes, list[Tensor]] = {}
-    for param, remembered in zip(params, _remembered(params, states, shared), strict=True):
+    for param, remembered in zip(params, _remembered([*kept.values()], shared), strict=True):
         kinds.setdefault(remembered, []).append(param)
     for own in kinds.values():
-        kept = sub_state(states[own[0]], "rule.").items()
-        num_bytes = sum(value.nbytes for name, value in kept if name not in shared)
+        entries = kept[own[0]].items()
+        num_bytes = sum(value.nbytes for name, value in entries if name not in shared)
         most = _GATHERED * chunk_size * own[0].numel() // max(num_bytes, 1)
         for some in gathered(own, min(most, chunk_size)):
-            yield Row(rule, some, [states[param] for param in some], shared, chunk_size)
+            yield Row(
+                rule,
+                some,
+                [kept[param] for param in some],
+                [sub_state(states[param], "signals.") for param in some],
+                [states[param]["touched"] for param in some],
+                shared,
+                chunk_size,
+            )
 
 
 def _entries_of_tensors(rule: UpdateRule, like: Tensor) -> frozenset[str]:
@@ -113,15 +126,14 @@ def _entries_of_tensors(rule: UpdateRule, like: Tensor) -> frozenset[str]:
     return frozenset(name for name in two if two[name].shape == three[name].shape)
 
 
-def _remembered(
-    params: Sequence[Tensor], states: Mapping[Tensor, State], shared: Iterable[str]
-) -> list[bytes]:
+def _remembered(states: Sequence[State], shared: Iterable[str]) -> list[bytes]:
     """The numbers that are remembered of each tensor as a whole, as bytes."""
-    if len(params) == 1:
+    num = len(states)
+    if num == 1:
         return [b""]
-    entries = [torch.stack([states[param][f"rule.{name}"] for param in params]) for name in shared]
-    numbers = [entry.reshape(len(params), -1).cpu().view(torch.uint8).numpy() for entry in entries]
-    return [b"".join(own[place].tobytes() for own in numbers) for place in range(len(params))]
+    entries = [torch.stack([state[name] for state in states]) for name in shared]
+    numbers = [entry.reshape(num, -1).cpu().view(torch.uint8).numpy() for entry in entries]
+    return [b"".join(own[place].tobytes() for own in numbers) for place in range(num)]
 
 
 def gathered(params: Sequence[Tensor], most: int) -> Iterator[list[Tensor]]:
@@ -178,12 +190,11 @@ def pool(rows: Iterable[Row], *, maximize: bool) -> PooledGradient:
     """
     totals, logs, own, num = [], [], [], 0
     for row in rows:
-        kept = [sub_state(state, "rule.") for state in row.states]
         for span, grad in _pieces(row, maximize=maximize):
             totals.append(grad.sum(1, dtype=widened(grad[:, :0]).dtype))
             logs.append(2 * widened(log_rms(grad)) + math.log(grad.shape[1]))
             if isinstance(row.rule, SupportsChunks):
-                sums = row.rule.sums(grad, _given(row, kept, span, grad.dtype))
+                sums = row.rule.sums(grad, _given(row, span, grad.dtype))
                 own += [] if sums is None else [widened(sums)]
             num += grad.shape[1]
     device = totals[0].device  # a model may be spread over several
@@ -198,11 +209,13 @@ def pool(rows: Iterable[Row], *, maximize: bool) -> PooledGradient:
     )
 
 
-def _given(row: Row, kept: Sequence[State], span: slice, dtype: torch.dtype) -> State:
+def _given(row: Row, span: slice, dtype: torch.dtype) -> State:
     """The rule's state of a piece of a row, in the dtype that is computed in."""
     given = {
-        name: value if name in row.shared else _together([each[name][:, span] for each in kept])
-        for name, value in kept[0].items()
+        name: value
+        if name in row.shared
+        else _together([state[name][:, span] for state in row.states])
+        for name, value in row.states[0].items()
     }
     return {
         name: value.to(dtype) if value.is_floating_point() else value
@@ -261,15 +274,14 @@ def move(
         None if pooled.sums is None else pooled.sums.to(device, dtype),
     )
     values = [param.detach().reshape(1, -1) for param in params] if weight_decay else []
-    own, last = ([sub_state(state, part) for state in row.states] for part in ("rule.", "signals."))
     of_tensor: State = {}
     readout = products = torch.zeros((), device=device)
     for span, grad in _pieces(row, maximize=maximize):
-        step = update_chunk(row.rule, grad, _given(row, own, span, dtype), pooled)
+        step = update_chunk(row.rule, grad, _given(row, span, dtype), pooled)
         update = lr * step.update
         if values:
             update -= lr * weight_decay * _together([each[:, span].to(dtype) for each in values])
-        memory = {name: [each[name][:, span] for each in last] for name in last[0]}
+        memory = {name: [each[name][:, span] for each in row.signals] for name in row.signals[0]}
         before = {name: widened(_together(parts)) for name, parts in memory.items()}
         readout = readout + widened(step.readout) * grad.shape[1]
         products = products + sum_products(widened(grad), widened(update), before)
@@ -277,12 +289,12 @@ def move(
             if name in row.shared:
                 of_tensor[name] = value  # every chunk begins with the old one
             else:
-                _store([each[name][:, span] for each in own], value)
-        touched = [state["touched"][:, span] for state in row.states]
+                _store([state[name][:, span] for state in row.states], value)
+        touched = [each[:, span] for each in row.touched]
         _store(touched, _together(touched) | (grad != 0))
         _store(memory["grad"], grad)
         _store(memory["update"], update)
     for name, value in of_tensor.items():
-        for each in own:
-            each[name].copy_(value)
+        for state in row.states:
+            state[name].copy_(value)
     return UpdateStatistics(readout, products)
