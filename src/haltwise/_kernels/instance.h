@@ -9,6 +9,7 @@
  *   FN(x)   the instance's name of x;        WIDE(x) that of its twin of double, included before
  *   TARGET  its target attribute
  *   VMAX, VMIN  of two vectors; the second operand where either is NaN
+ *   FMA     a b + c of vectors, rounded once where the instruction set can
  *   RECIP   1 / vector
  *
  * Rows lie in SIMD lanes: inside a block every feature is a row of BLOCK values ("plane"), so no
@@ -41,5 +42,6 @@
 #undef TARGET
 #undef VMAX
 #undef VMIN
+#undef FMA
 #undef RECIP
 #undef POOL

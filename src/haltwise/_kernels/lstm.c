@@ -77,6 +77,7 @@ static void *allocate(size_t bytes, void **memory)
 #define TARGET
 #define VMAX(a, b) max_base_f64(a, b)
 #define VMIN(a, b) min_base_f64(a, b)
+#define FMA(a, b, c) ((a) * (b) + (c))
 #define RECIP(d) (1 / (d))
 typedef double generic_f64 __attribute__((vector_size(16)));
 typedef int64_t generic_i64 __attribute__((vector_size(16)));
@@ -102,6 +103,7 @@ static inline generic_f64 min_base_f64(generic_f64 a, generic_f64 b)
 #define TARGET
 #define VMAX(a, b) max_base_f32(a, b)
 #define VMIN(a, b) min_base_f32(a, b)
+#define FMA(a, b, c) ((a) * (b) + (c))
 #define RECIP(d) (1 / (d))
 typedef float generic_f32 __attribute__((vector_size(16)));
 typedef int32_t generic_i32 __attribute__((vector_size(16)));
@@ -128,6 +130,7 @@ static inline generic_f32 min_base_f32(generic_f32 a, generic_f32 b)
 #define TARGET __attribute__((target("avx2,fma")))
 #define VMAX(a, b) _mm256_max_pd(a, b)
 #define VMIN(a, b) _mm256_min_pd(a, b)
+#define FMA(a, b, c) _mm256_fmadd_pd(a, b, c)
 #define RECIP(d) (1 / (d))
 #include "instance.h"
 
@@ -143,6 +146,7 @@ static inline generic_f32 min_base_f32(generic_f32 a, generic_f32 b)
 #define TARGET __attribute__((target("avx2,fma")))
 #define VMAX(a, b) _mm256_max_ps(a, b)
 #define VMIN(a, b) _mm256_min_ps(a, b)
+#define FMA(a, b, c) _mm256_fmadd_ps(a, b, c)
 #define RECIP(d) (1 / (d))
 #include "instance.h"
 
@@ -168,6 +172,7 @@ static inline AVX512 __m512 reciprocal_avx512(__m512 d)
 #define TARGET AVX512
 #define VMAX(a, b) _mm512_max_pd(a, b)
 #define VMIN(a, b) _mm512_min_pd(a, b)
+#define FMA(a, b, c) _mm512_fmadd_pd(a, b, c)
 #define RECIP(d) (1 / (d))
 #include "instance.h"
 
@@ -183,6 +188,7 @@ static inline AVX512 __m512 reciprocal_avx512(__m512 d)
 #define TARGET AVX512
 #define VMAX(a, b) _mm512_max_ps(a, b)
 #define VMIN(a, b) _mm512_min_ps(a, b)
+#define FMA(a, b, c) _mm512_fmadd_ps(a, b, c)
 #define RECIP(d) reciprocal_avx512(d)
 #include "instance.h"
 #endif

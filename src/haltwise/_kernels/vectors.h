@@ -42,7 +42,8 @@ INLINE void FN(exp2_parts)(int num, V *x, const REAL *factor, V *scale)
     V p[MAX_CHAINS];
     UNROLL for (int i = 0; i < num; i++) p[i] = x[i] * factor[i] + magic;
     UNROLL for (int i = 0; i < num; i++) scale[i] = (V)((IV)p[i] << MANTISSA);
-    UNROLL for (int i = 0; i < num; i++) x[i] = x[i] * factor[i] - (p[i] - magic);
+    /* Rounded once: not every compiler does so by itself where the product is needed twice. */
+    UNROLL for (int i = 0; i < num; i++) x[i] = FMA(x[i], FN(splat)(factor[i]), magic - p[i]);
     UNROLL for (int i = 0; i < num; i++) p[i] = x[i] * series[0] + series[1];
     UNROLL for (size_t k = 2; k < sizeof series / sizeof *series; k++)
         UNROLL for (int i = 0; i < num; i++) p[i] = p[i] * x[i] + series[k];
