@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 import torch
 from networks import Model, assert_same, flat, loss_of
-from torch import nn
+from torch import Tensor, nn
 from torch.testing import assert_close
 
 from haltwise import FitWarning, LearnedOptimizer
+from haltwise.interfaces.torch_optim.on_device import DeviceSteps
 
 every_kernel = pytest.mark.parametrize("kernel", ["", "triton"])
 
@@ -198,3 +199,60 @@ def test_a_failure_at_another_start_leaves_no_loss_to_divide_by() -> None:
     step(9.0, math.nan)
     step(9.0, 1.0)
     assert param.isfinite().all()
+
+
+@pytest.mark.parametrize("way", ["another optimizer", "the same optimizer", "a copy"])
+def test_a_loop_that_clips_goes_on_bit_by_bit_whatever_its_next_losses(way: str) -> None:
+    """Of two losses one is far above all, which the guard is to see as it would have."""
+    param = nn.Parameter(torch.linspace(-2, 2, 8))
+
+    def steps(param: nn.Parameter, optimizer: LearnedOptimizer, *factors: float) -> None:
+        for factor in factors:
+            optimizer.zero_grad()
+            loss = param.square().mean()
+            loss.backward()
+            optimizer.step(loss=factor * loss.detach())
+            with torch.no_grad():
+                param.clamp_(-3, 3)
+
+    optimizer = LearnedOptimizer([param])
+    steps(param, optimizer, *[1.0] * 15)
+    other = nn.Parameter(param.detach().clone())
+    resumed = LearnedOptimizer([other])
+    if way == "a copy":
+        other, resumed = copy.deepcopy((param, optimizer))
+    else:
+        saved = optimizer.state_dict()
+        if way == "the same optimizer":  # which sees a change, and a loss that makes it doubt
+            resumed.load_state_dict(saved)
+            steps(other, resumed, 1.0, 1.0)
+            other.detach().mul_(1)
+            other.detach().mul_(1)
+            steps(other, resumed, 1e6)
+            other.detach().copy_(param.detach())
+        resumed.load_state_dict(saved)
+    for each, own in ((param, optimizer), (other, resumed)):
+        steps(each, own, 1.0, 1e6, 1.0)
+    assert_same(resumed.state_dict(), optimizer.state_dict())
+    assert torch.equal(other, param)
+
+
+def test_without_losses_a_change_tells_nothing_and_kernels_go_on(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    set_kernel("triton", monkeypatch)
+    taken, plain = [], DeviceSteps.step
+
+    def step(steps: DeviceSteps, loss: Tensor | None) -> None:
+        taken.append(loss)
+        plain(steps, loss)
+
+    monkeypatch.setattr(DeviceSteps, "step", step)
+    param = nn.Parameter(torch.ones(4))
+    optimizer = LearnedOptimizer([param])
+    for _ in range(4):
+        param.grad = torch.ones(4)
+        optimizer.step()
+        if len(taken) == 2:
+            param.detach().mul_(2)
+    assert len(taken) == 4

@@ -18,7 +18,9 @@ class Versions:
     """Counts how often parameters are changed in place between steps, as PyTorch does.
 
     A loop that clips, masks or averages them changes them after every step: only more changes than
-    after the step before are out of the ordinary. Parameters set by their `data` are not counted.
+    after the step before are out of the ordinary, and none are where no count of such is known, as
+    after the first step of a loop that goes on from a file. Parameters set by their `data` are not
+    counted.
     """
 
     def __init__(self) -> None:
@@ -27,12 +29,10 @@ class Versions:
 
     def begin_step(self, groups: Sequence[Group]) -> list[bool]:
         """Whether each group has been changed since the last step more often than is usual."""
-        found, changes = [], []
-        for number, group in enumerate(groups):
-            changes.append(self._changes(number, group))
-            found.append(changes[-1] > self._usual_of(number))
-        self._usual = changes
-        return found
+        changes = [self._changes(number, group) for number, group in enumerate(groups)]
+        usual = self._usual + changes[len(self._usual) :]
+        self._usual = changes[: len(self._left)]
+        return [found > known for found, known in zip(changes, usual, strict=False)]
 
     def end_step(self, groups: Iterable[Group]) -> None:
         """Note what a step leaves behind."""
@@ -73,7 +73,8 @@ class NewStarts:
 
     def suspect(self, number: int, highest_expected: float) -> None:
         """Look at the losses of a group that others have changed, from this step on."""
-        self._doubts.setdefault(number, (highest_expected, 0))
+        if math.isfinite(highest_expected):  # else no loss is above it, and there may come none
+            self._doubts.setdefault(number, (highest_expected, 0))
 
     def observe(self, number: int, loss: float) -> bool:
         """See the loss of a group; whether it is at another start beyond doubt."""
