@@ -11,7 +11,7 @@ from torch.nn.functional import softplus
 
 import haltwise
 from haltwise import FunctionBatch, InputError
-from haltwise.interfaces.standard_errors import AT_BOUND, FAR, INDEFINITE, NONFINITE
+from haltwise.interfaces.standard_errors import AT_BOUND, FAR, INDEFINITE, NONFINITE, WRONG
 from haltwise.interfaces.standard_errors import standard_errors_at as errors_at
 from haltwise.tasks import family
 
@@ -212,7 +212,7 @@ def test_single_precision_has_the_errors_of_double() -> None:
     torch.testing.assert_close(ours.params.double(), expected, rtol=1e-4, atol=0)
 
 
-def test_what_has_no_second_derivatives_is_refused() -> None:
+def once_differentiable() -> Any:
     class Once(torch.autograd.Function):
         @staticmethod
         def forward(ctx: Any, params: Tensor) -> Tensor:
@@ -224,10 +224,23 @@ def test_what_has_no_second_derivatives_is_refused() -> None:
         def backward(ctx: Any, grad: Tensor) -> Any:
             return 2 * ctx.saved_tensors[0] * grad.unsqueeze(1)
 
-    once: Any = Once.apply
-    problem = FunctionBatch(torch.ones(2, 3), once)
-    with pytest.raises(InputError, match="differentiate twice"):
-        haltwise.solve(problem, standard_errors=True)
+    return Once.apply
+
+
+@pytest.mark.parametrize("loss", [once_differentiable(), lambda params: params.abs().sum(1)])
+def test_second_derivatives_that_are_wrong_cost_the_errors_alone(loss: Any) -> None:
+    problem = FunctionBatch(torch.ones(2, 3), loss)
+    with pytest.warns(haltwise.FitWarning, match="no standard errors: .* differentiate twice"):
+        found = haltwise.solve(problem, standard_errors=True)
+    errors = found.standard_errors
+    assert errors is not None
+    assert (errors.reason == WRONG).all()
+    for value in (errors.params, errors.covariance, errors.distance):
+        assert value.isnan().all()
+    assert torch.equal(found.params, haltwise.solve(problem).params)
+
+
+def test_what_gives_no_second_derivatives_is_refused() -> None:
     with pytest.raises(InputError, match=r"standard errors need .*: \w+ has none"):
         haltwise.solve(family("regression-2d").sample(2, seeded()), standard_errors=True)
     slopes = FunctionBatch(torch.ones(2, 3), derivatives=lambda p: (p.square().sum(1), 2 * p))

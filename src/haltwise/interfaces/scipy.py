@@ -67,7 +67,8 @@ def minimize(
             last. New are points lower than all before that have a gradient, and all that learned
             updates lead to.
         optimizer: As for `haltwise.solve`, which this calls; so all that follow. Without any of
-            them BFGS, or L-BFGS for many parameters, runs to SciPy's tolerances.
+            them L-BFGS runs to SciPy's tolerances, for functions of arrays give no second
+            derivatives, with which BFGS begins.
         stop: When to stop.
         method: By which engine.
         price: What a gradient must earn.

@@ -33,6 +33,7 @@ from haltwise.interfaces.own_form import (
 from haltwise.interfaces.run import price_of_each, stop_policy
 from haltwise.interfaces.standard_errors import (
     FAR,
+    WRONG,
     StandardErrors,
     require_curvature,
     standard_errors_at,
@@ -307,7 +308,8 @@ def solve(
 
     Warns:
         FitWarning: Prices lie outside those trained on, L-BFGS took over in many problems, a few
-            are far from those trained on, or some stop too early for the standard errors asked for.
+            are far from those trained on, some stop too early for the standard errors asked for, or
+            the loss has no second derivatives for any.
 
     Examples:
         >>> from haltwise.tasks import family
@@ -414,6 +416,8 @@ def _finished(solution: Solution, problem: TaskBatch, *, standard_errors: bool) 
                 "method, as 'auto', or at a lower price",
                 FitWarning,
             )
+        if bool((torch.as_tensor(errors.reason) == WRONG).any()):
+            warn(f"there are no standard errors: {errors.reasons[WRONG]}", FitWarning)
         solution = replace(solution, standard_errors=errors)
     return in_own_form(solution, problem)
 

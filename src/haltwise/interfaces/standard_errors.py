@@ -12,12 +12,12 @@ from haltwise.interfaces.engine_run import cached_chunk
 from haltwise.interfaces.own_form import Values, as_given, coordinates_of
 from haltwise.tasks.base import SupportsCurvature, TaskBatch, ask
 
-__all__ = ["FAR", "StandardErrors", "require_curvature", "standard_errors_at"]
+__all__ = ["FAR", "WRONG", "StandardErrors", "require_curvature", "standard_errors_at"]
 
 _FAR = 0.5  # standard errors; as far may an estimate be off beside its own uncertainty
 _LOOSE = 3.0  # of a bounded parameter, in its free coordinate: a factor of 20 of a positive one
 
-NONFINITE, INDEFINITE, FAR, AT_BOUND = range(4)
+NONFINITE, INDEFINITE, FAR, AT_BOUND, WRONG = range(5)
 _REASONS = (
     "the loss or its curvature is not finite there",
     "the curvature is not positive definite there: it is no strict minimum, or the data do not "
@@ -26,6 +26,8 @@ _REASONS = (
     "exactly",
     "a bounded parameter lies at its bound or is not determined by the data; the others have their "
     "errors as if it were known",
+    "the second derivatives of the loss are not those of its gradient, as where it has kinks; "
+    "write it by functions that PyTorch can differentiate twice",
 )
 
 
@@ -92,11 +94,14 @@ def standard_errors_at(problem: TaskBatch, params: Tensor) -> StandardErrors:
         InputError: The problem has no second derivatives.
     """
     require_curvature(problem)
-    _require_second_derivatives(problem, params)
     index = torch.arange(len(params), device=params.device)
     chunks = index.split(cached_chunk(problem))
     parts = [_errors(problem.select(chosen), params[chosen]) for chosen in chunks]
     errors, covariance, distance, reason = (torch.cat(part) for part in zip(*parts, strict=True))
+    if not _second_derivatives_agree(problem, params):
+        none = (torch.full_like(value, torch.nan) for value in (errors, covariance, distance))
+        errors, covariance, distance = none
+        reason = torch.full_like(reason, WRONG)
     coordinates = coordinates_of(problem)
     own = errors if coordinates is None else coordinates.shaped(errors)
     return as_given(StandardErrors(own, covariance, distance, reason), coordinates)
@@ -164,16 +169,16 @@ def _derivatives(problem: TaskBatch, params: Tensor) -> tuple[Tensor, Tensor]:
     return seen.grad, seen.curvature
 
 
-def _require_second_derivatives(problem: TaskBatch, params: Tensor) -> None:
-    """Compare automatic second derivatives along a direction with differences of gradients.
+def _second_derivatives_agree(problem: TaskBatch, params: Tensor) -> bool:
+    """Whether automatic second derivatives along a direction are differences of gradients.
 
     A function whose derivative was written by hand may give a second one that is wrong or zero, and
-    nothing says so. A loss may have kinks, so it is refused only where no problem out of three is
+    nothing says so. A loss may have kinks, so they disagree only where no problem out of three is
     as it should be.
     """
     assert isinstance(problem, SupportsCurvature)
     if problem.gives_curvature:
-        return
+        return True
     few = torch.arange(min(3, len(params)), device=params.device)
     part, params = problem.select(few), params[few]
     hessian = _derivatives(part, params)[1]
@@ -184,8 +189,4 @@ def _require_second_derivatives(problem: TaskBatch, params: Tensor) -> None:
     up, down = (ask(part.observe, params + sign * move, 0).grad for sign in (1, -1))
     found, forecast = unit * (up - down), 2 * unit * (hessian @ move.unsqueeze(2)).squeeze(2)
     wrong = (found - forecast).norm(dim=1) > 0.1 * (found.norm(dim=1) + forecast.norm(dim=1))
-    require(
-        not bool(wrong.all()),
-        "the second derivatives of the loss are not those of its gradient, but standard errors "
-        "need them; write the loss by functions that PyTorch can differentiate twice",
-    )
+    return not bool(wrong.all())
