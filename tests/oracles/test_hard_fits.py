@@ -182,3 +182,34 @@ def test_a_linear_loss_falls_without_bound_up_to_where_squares_overflow() -> Non
     found = haltwise.solve(FunctionBatch(torch.zeros(1, 2), lambda params: params.sum(1)))
     assert found.why(0) == "its loss falls without bound"
     assert not found.success.any()
+
+
+# Of these LAPACK finds no eigenvalues: in single precision, and in double once scaled.
+SINGLE = [[0, -1e-7, -1e-9, -1e29], [0, 1e-10, -10, 0], [0] * 4, [0, 0, 0, 1e8]]
+TWICE = [[1e-144, 0, -1e149, 0], [0, 1e-68, -1e-132, 0], [0, 0, 1e-198, 0], [0, 0, 0, 1e-79]]
+
+
+@pytest.mark.parametrize(
+    ("method", "upper", "dtype"),
+    [("newton", SINGLE, torch.float32), ("bfgs", SINGLE, torch.float32), ("lbfgs", TWICE, DOUBLE)],
+)
+@pytest.mark.filterwarnings("ignore::haltwise.FitWarning")
+def test_a_curvature_without_eigenvalues_disturbs_no_other_problem(
+    method: str, upper: list[list[float]], dtype: torch.dtype
+) -> None:
+    upper_part = torch.tensor(upper, dtype=dtype).triu()
+    strange = upper_part + upper_part.triu(1).mT
+    matrix = torch.stack((torch.eye(4, dtype=dtype), strange, 3 * torch.eye(4, dtype=dtype)))
+
+    def loss(params: Tensor, matrix: Tensor) -> Tensor:
+        return (params.unsqueeze(1) @ matrix @ params.unsqueeze(2)).flatten() / 2 - params.sum(1)
+
+    problem = FunctionBatch(torch.full((3, 4), 0.1, dtype=dtype), loss, {"matrix": matrix})
+    some = torch.tensor([0, 2])
+    found = haltwise.solve(problem, method=method, max_steps=9, standard_errors=True)
+    alone = haltwise.solve(problem.select(some), method=method, max_steps=9, standard_errors=True)
+    assert torch.equal(found.params[some], alone.params)
+    assert found.standard_errors is not None
+    assert alone.standard_errors is not None
+    assert torch.equal(found.standard_errors.params[some], alone.standard_errors.params)
+    assert found.standard_errors.params[1].isnan().all()

@@ -1,11 +1,13 @@
 """Steps from a matrix of curvature: Cholesky's where it is positive definite."""
 
+import math
+
 import torch
 from torch import Tensor
 
 from haltwise.engines.base import first_length
 
-__all__ = ["newton_direction", "positive_inverse"]
+__all__ = ["eigh", "newton_direction", "positive_inverse"]
 
 _TOLD = 8  # roundings of a diagonal entry; of singular matrices up to some four are left of it
 _FLAT = 2e-16  # of the largest curvature: the rounding of float64, so that units matter little
@@ -59,7 +61,8 @@ def _units(curvature: Tensor, params: Tensor) -> Tensor:
     most = torch.where(most > 0, most, 1)
     units = torch.where(size > 0, size, torch.where(own > 0, most / own, 1).sqrt())
     differ = ~_are_alike(own, torch.finfo(own.dtype).eps ** 0.5)  # less is lost beside the largest
-    helps = differ & _are_alike(own * units.square(), _FELT) & units.isfinite().all(1)
+    helps = differ & _are_alike(own * units.square(), _FELT)
+    helps &= _in_units(curvature, units).isfinite().flatten(1).all(1)
     return torch.where(helps.unsqueeze(1), units, 1)
 
 
@@ -76,7 +79,7 @@ def _in_units(curvature: Tensor, units: Tensor) -> Tensor:
 def _along_eigenvectors(curvature: Tensor, grad: Tensor) -> Tensor:
     finite = curvature.isfinite().flatten(1).all(1) & grad.isfinite().all(1)
     curvature = torch.where(finite.view(-1, 1, 1), curvature, 0)
-    values, vectors = torch.linalg.eigh(curvature)
+    values, vectors = eigh(curvature)
     sizes = values.abs()
     norm = grad.square().sum(1, keepdim=True).sqrt()
     largest = sizes.amax(1, keepdim=True)
@@ -107,10 +110,23 @@ def positive_inverse(
     """
     units = _units(curvature, params)
     longest = first_length(params / units)
-    values, vectors = torch.linalg.eigh(_in_units(curvature, units))
+    values, vectors = eigh(_in_units(curvature, units))
     sizes, eps = values.abs(), torch.finfo(grad.dtype).eps
     grad = units * grad.nan_to_num(0, 0, 0)
     along = (vectors.mT @ grad.unsqueeze(-1)).squeeze(-1).abs()
     floor = torch.maximum(along / longest.unsqueeze(1), eps**0.5 * sizes.amax(1, keepdim=True))
     inverse = (vectors / torch.maximum(sizes, floor).unsqueeze(1)) @ vectors.mT
     return _in_units(inverse, units), (values < floor).sum(1), units
+
+
+def eigh(matrix: Tensor) -> tuple[Tensor, Tensor]:
+    """Eigenvalues [M, D] and eigenvectors [M, D, D] of symmetric matrices that are finite.
+
+    Of large entries LAPACK may find none, and then there are none of the other matrices either. A
+    power of two changes no bit of what it finds.
+    """
+    exponent = matrix.abs().amax((1, 2)).frexp().exponent
+    most = math.frexp(torch.finfo(matrix.dtype).max)[1]
+    exponent = exponent.where(exponent > most // 8, 0).clamp_max(most - 2).view(-1, 1, 1)
+    values, vectors = torch.linalg.eigh(matrix.ldexp(-exponent))
+    return values.ldexp(exponent.squeeze(2)), vectors

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from haltwise._core.errors import require
 from haltwise._core.tensors import widened
+from haltwise.engines.curvature import eigh
 from haltwise.interfaces.engine_run import cached_chunk
 from haltwise.interfaces.own_form import Values, as_given, coordinates_of
 from haltwise.tasks.base import SupportsCurvature, TaskBatch, ask
@@ -155,7 +156,9 @@ def _inverse(hessian: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     diagonal = hessian.diagonal(dim1=1, dim2=2)
     unit = torch.where(diagonal > 0, diagonal, 1).rsqrt()  # whatever the units of parameters
     outer = unit.unsqueeze(2) * unit.unsqueeze(1)
-    values, vectors = torch.linalg.eigh(hessian * outer)
+    scaled = hessian * outer
+    finite = scaled.isfinite().flatten(1).all(1)
+    values, vectors = eigh(scaled.where(finite.view(-1, 1, 1), 0))
     definite = (diagonal > 0).all(1) & (values[:, 0] > 10 * hessian.shape[1] * eps)
     values = torch.where(definite.unsqueeze(1), values, 1)
     return definite, (vectors / values.unsqueeze(1)) @ vectors.mT * outer
