@@ -30,7 +30,7 @@ from haltwise.processes import process_families
 from haltwise.tasks import families
 from haltwise.training import Trainer, TrainingSettings, estimators, train
 from haltwise.training.choices import CHOICES
-from haltwise.update_rules import rules
+from haltwise.update_rules import LSTMRule, rules
 
 NOT_TYPED = {"preset", "runs", "keeps_best"}  # arguments of the commands instead
 
@@ -222,6 +222,12 @@ def test_numbers_that_json_does_not_know_are_refused(tmp_path: Path) -> None:
     for value in (math.nan, math.inf):
         with pytest.raises(InputError, match="price must be float"):
             train("regression-2d", tmp_path / "run", price=value)
+
+
+@pytest.mark.parametrize("rule", [LSTMRule, LSTMRule(3)])
+def test_a_learned_rule_is_asked_for_by_its_name(rule: object, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"rule begins with new weights, .* 'lstm', or as"):
+        train("regression-2d", tmp_path / "run", rule=rule)
 
 
 def to_toml(tree: dict[str, Any]) -> str:

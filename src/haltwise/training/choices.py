@@ -7,8 +7,10 @@ from types import MappingProxyType
 from typing import Any, NamedTuple, final
 
 import numpy as np
+from torch import nn
 
 from haltwise._core import discovery, plugins
+from haltwise._core.errors import require
 from haltwise._core.nested_settings import Leaf, leaves
 from haltwise.engines.named import own_kinds
 from haltwise.halting.methods import HaltingMethod, halting_methods
@@ -92,10 +94,18 @@ def plain(path: str, value: Any) -> Any:
         return value.item()
     if isinstance(value, Mapping) and path not in CHOICES:  # a section
         return {name: plain(f"{path}.{name}", each) for name, each in value.items()}
-    if path not in CHOICES or not isinstance(value, CHOICES[path].kind) or not is_dataclass(value):
+    kind = plugins.class_of(value)
+    is_learned = issubclass(kind, UpdateRule) and issubclass(kind, nn.Module)
+    is_object = is_dataclass(value) and not isinstance(value, type)
+    if path not in CHOICES or not issubclass(kind, CHOICES[path].kind):
         return value
-    if isinstance(value, type):
+    if not (is_learned or is_object):
         return value
     names = {entry: name for name, entry in CHOICES[path].table().items()}
-    name = names.get(type(value)) or plugins.whereabouts(value)
+    name = names.get(kind) or plugins.whereabouts(kind)
+    require(
+        not is_learned,
+        f"{path} begins with new weights, so give the name of its class, {name!r}, or as "
+        f"{{'name': {name!r}, 'settings': {{...}}}} with its settings; got {kind.__name__}",
+    )
     return {"name": name, "settings": asdict(value)}
