@@ -311,3 +311,18 @@ def test_a_stop_rule_takes_the_place_of_a_calibration_that_is_missing() -> None:
     batch = family("regression-10d").sample(3, stream(2))
     solution = haltwise.solve(batch, UNCALIBRATED, FixedBudget(2))
     assert solution.num_gradients.tolist() == [3, 3, 3]
+
+
+@pytest.mark.parametrize("method", ["newton", "lbfgs"])
+def test_a_factorization_that_fails_for_one_problem_is_told_how_to_spare_the_others(
+    method: str,
+) -> None:
+    def loss(params: Tensor, center: Tensor) -> Tensor:
+        matrix = torch.diag_embed(params + center)  # that of one is not positive definite
+        factor: Tensor = torch.linalg.cholesky(matrix)
+        return factor.diagonal(dim1=1, dim2=2).square().sum(1)
+
+    center = torch.tensor([1.0, -3.0, 1.0, 1.0, 1.0]).unsqueeze(1)
+    problem = FunctionBatch(ONES, loss, {"center": center})
+    with pytest.raises(InputError, match=r"the loss fails .*Batch element 1.*return NaN for that"):
+        haltwise.solve(problem, method=method)

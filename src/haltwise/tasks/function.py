@@ -224,12 +224,20 @@ class FunctionBatch(TaskBatch, SupportsCurvature, SupportsResiduals):
         """What a function returns at a copy of the parameters, [B, D] in coordinates.
 
         Raises:
-            InputError: It has changed its arguments in place, which are not its own.
+            InputError: It has changed its arguments in place, which are not its own, or PyTorch
+                finds no factorization of one problem's matrix and so returns those of none.
         """
         lent = {"params": params, **{f"data[{key!r}]": v for key, v in self.data.items()}}
         lent = {key: value for key, value in lent.items() if isinstance(value, Tensor)}
         before = {key: value._version for key, value in lent.items()}
-        found = function(self.own(params), **self.data)
+        try:
+            found = function(self.own(params), **self.data)
+        except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]
+            raise InputError(
+                f"{name} fails for all problems as for one of them there is no factorization: "
+                f"{error}; let it return NaN for that one, as by torch.linalg.cholesky_ex in the "
+                "place of cholesky"
+            ) from error
         for key, value in lent.items():
             require(
                 value._version == before[key],
