@@ -14,6 +14,8 @@
 
 #if defined(__x86_64__)
 #include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
 #endif
 
 #define LOG2E 1.4426950408889634074
@@ -77,7 +79,7 @@ static void *allocate(size_t bytes, void **memory)
 #define TARGET
 #define VMAX(a, b) max_base_f64(a, b)
 #define VMIN(a, b) min_base_f64(a, b)
-#define FMA(a, b, c) ((a) * (b) + (c))
+#define FMA(a, b, c) fma_base_f64(a, b, c)
 #define RECIP(d) (1 / (d))
 typedef double generic_f64 __attribute__((vector_size(16)));
 typedef int64_t generic_i64 __attribute__((vector_size(16)));
@@ -88,6 +90,15 @@ static inline generic_f64 max_base_f64(generic_f64 a, generic_f64 b)
 static inline generic_f64 min_base_f64(generic_f64 a, generic_f64 b)
 {
     return GENERIC_SELECT(generic_f64, a < b, (generic_i64)a, (generic_i64)b);
+}
+static inline generic_f64 fma_base_f64(generic_f64 a, generic_f64 b, generic_f64 c)
+{
+#if defined(__aarch64__)
+    typedef float64x2_t own;
+    return (generic_f64)vfmaq_f64((own)c, (own)a, (own)b);
+#else
+    return a * b + c;
+#endif
 }
 #include "instance.h"
 
@@ -103,7 +114,7 @@ static inline generic_f64 min_base_f64(generic_f64 a, generic_f64 b)
 #define TARGET
 #define VMAX(a, b) max_base_f32(a, b)
 #define VMIN(a, b) min_base_f32(a, b)
-#define FMA(a, b, c) ((a) * (b) + (c))
+#define FMA(a, b, c) fma_base_f32(a, b, c)
 #define RECIP(d) (1 / (d))
 typedef float generic_f32 __attribute__((vector_size(16)));
 typedef int32_t generic_i32 __attribute__((vector_size(16)));
@@ -114,6 +125,15 @@ static inline generic_f32 max_base_f32(generic_f32 a, generic_f32 b)
 static inline generic_f32 min_base_f32(generic_f32 a, generic_f32 b)
 {
     return GENERIC_SELECT(generic_f32, a < b, (generic_i32)a, (generic_i32)b);
+}
+static inline generic_f32 fma_base_f32(generic_f32 a, generic_f32 b, generic_f32 c)
+{
+#if defined(__aarch64__)
+    typedef float32x4_t own;
+    return (generic_f32)vfmaq_f32((own)c, (own)a, (own)b);
+#else
+    return a * b + c;
+#endif
 }
 #include "instance.h"
 
