@@ -8,14 +8,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from scipy.stats import binom
 
 import haltwise
 from haltwise import CurveModel, Curves, InputError, RunMonitor
 from haltwise._core.errors import CalibrationWarning
 from haltwise.certificates import Certificate, Refusal
 from haltwise.cli import cli
-from haltwise.curves import learn
-from haltwise.curves.curves import Curve, Floats
+from haltwise.curves import certify_curves, learn
+from haltwise.curves.curves import Booleans, Curve, Floats, Integers
 from haltwise.curves.rule import CurveRule
 from haltwise.curves.rules.peers import PeersRule
 from haltwise.curves.shipped import pretrained
@@ -65,8 +66,65 @@ def test_too_few_groups_are_refused_with_the_number_needed() -> None:
         Shown(), few, risk="given-up", level=0.02, confidence=None, group=few.group.tolist()
     )
     assert isinstance(found, Refusal)
-    assert found.statement == "not certifiable: 11 groups, 49 needed"
-    assert "2 groups were set aside" in found.reason
+    assert found.statement == "not certifiable: 13 groups, 49 needed"
+
+
+def of_scores(good: Booleans, score: Floats, group: Booleans | Integers) -> Curves:
+    """Runs whose only score before their end is given, with the successes that are."""
+    runs = [
+        {"loss": [2.0, 0.5 if ok else 1.5], "score": [value, np.inf]}
+        for ok, value in zip(good, score, strict=True)
+    ]
+    return Curves.from_runs(runs, metric="loss", target=1.0, group=[*map(str, group)])
+
+
+@pytest.mark.parametrize("num", [59, 60, 150, 700])
+def test_as_many_successes_are_lost_as_a_binomial_bound_allows(num: int) -> None:
+    rng = np.random.default_rng(num)
+    good = np.append(np.full(num, True), np.full(5 * num, False))
+    score = np.append(rng.normal(2.0, 1.0, num), rng.normal(0.0, 1.0, 5 * num))
+    score[good.argmax()] = score[~good].min() - 1e-3  # one below all: hardly a level has no loss
+    found = certify_curves(
+        Shown(), of_scores(good, score, good), level=0.05, confidence=0.9, grouped=False
+    )
+    most = int(binom.ppf(0.1, num, 0.05))  # the next number, with which the bound is above .1
+    most -= bool(binom.cdf(most, num, 0.05) > 0.1)
+    if most < 1:
+        assert isinstance(found, Refusal)
+        return
+    level = found.require().score_level
+    assert level is not None
+    assert (score[good] < level).sum() == most
+    left = np.sort(score[good])[most]  # by the next level one more is lost
+    assert not ((score >= level) & (score < left)).any()
+
+
+@pytest.mark.parametrize("confidence", [0.9, None])
+@pytest.mark.parametrize("seed", range(4))
+def test_the_level_is_the_highest_that_the_groups_allow(
+    seed: int, confidence: float | None
+) -> None:
+    rng = np.random.default_rng(seed)
+    group = rng.choice(25, 600, p=rng.dirichlet(np.ones(25)))
+    good = rng.random(600) < 0.5
+    score = rng.normal(2.0 * good, 1.0) + rng.standard_cauchy(25)[group]
+    found = certify_curves(
+        Shown(), of_scores(good, score, group), level=0.2, confidence=confidence
+    ).require()
+    num, best = len(np.unique(group[good])), -np.inf
+    for level in np.nextafter(np.sort(score), np.inf):
+        lost = np.array(
+            [(score[good & (group == one)] < level).mean() for one in np.unique(group[good])]
+        )
+        if confidence is None:
+            holds = lost.sum() + 1 <= 0.2 * (num + 1)
+        else:
+            holds = (lost > 0.2).sum() <= (num + 1) // 10 - 1
+        best = level if holds else best
+    assert found.score_level is not None
+    assert found.score_level <= best
+    assert not ((score >= found.score_level) & (score < best)).any()
+    assert found.num_set_aside == 0
 
 
 @pytest.mark.parametrize(

@@ -120,7 +120,7 @@ def _mean(table: RiskTable, level: float, confidence: float) -> Certificate | Re
         needed = max(n + 1, math.ceil(-math.log(1 - confidence) / growth)) if growth > 0 else None
         way_out = (
             f"even the safest threshold has a risk of {losses[:, 0].mean() * table.bound:.4g} on "
-            "these; allow a larger level, or offer safer thresholds"
+            "these; allow a larger level, or offer safer thresholds or another rule"
         ) + ("; the number needed is a rough forecast from it" if needed else "")
     if safe == 0:
         return Refusal(Promise.MEAN, table.risk, level, confidence, n, needed, way_out)
@@ -148,7 +148,7 @@ def _next_group(table: RiskTable, level: float, confidence: float | None) -> Cer
         reason = (
             f"even the safest threshold has a risk above the level in {above} of them, and of "
             f"{means[:, 0].mean() * table.bound:.4g} on average; allow a larger level, or offer "
-            "safer thresholds"
+            "safer thresholds or another rule"
         )
         return Refusal(promise, table.risk, level, confidence, num, None, reason)
     return _certificate(table, means, promise, level, confidence, safe)

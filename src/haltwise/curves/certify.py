@@ -1,26 +1,20 @@
 """Certify the level at which runs are given up: what share of the successes it loses at most."""
 
+import warnings
 from dataclasses import replace
 
 import numpy as np
 
 from haltwise._core.errors import require
-from haltwise.certificates import (
-    Certificate,
-    Promise,
-    Refusal,
-    RiskTable,
-    certify_table,
-    set_aside,
-)
+from haltwise.certificates import Certificate, Refusal, RiskTable, certify_table
 from haltwise.curves.copies import require_unseen_runs, warn_of_copied_runs
-from haltwise.curves.curves import Curves
+from haltwise.curves.curves import Curves, Integers
 from haltwise.curves.levels import GiveUps, candidate_levels
 from haltwise.curves.rule import CurveRule, checked_scores
 
 __all__ = ["certify_curves"]
 
-_MOST_LEVELS = 100
+_MOST_LEVELS = 100  # tried at once
 
 
 def certify_curves(
@@ -33,9 +27,10 @@ def certify_curves(
 ) -> Certificate | Refusal:
     """Find the highest score level whose share of successes given up is certified.
 
-    The levels to try are found on one run in ten, or on one group in ten, set aside; the others
-    certify. The statement is one of `haltwise.certify`: about the mean over runs with a confidence,
-    or about the next group with a probability, or in expectation if confidence is None.
+    The statement is one of `haltwise.certify`: about the mean over runs with a confidence, or about
+    the next group with a probability, or in expectation if confidence is None. All runs certify and
+    offer levels to try, for a higher level gives up whatever a lower one does
+    (docs/certificates.md, Eq. (nested)).
 
     Args:
         rule: A curve model or another rule, learned on other runs than these.
@@ -80,36 +75,43 @@ def certify_curves(
     require_unseen_runs(rule, curves)
     groups = curves.group.tolist() if grouped else None
     warn_of_copied_runs(curves, groups)
-    aside = set_aside(curves.num_runs, groups).numpy()
     scores = checked_scores(rule, curves)
-    tuning = curves.select(aside)
-    levels = candidate_levels(tuning, [scores[run] for run in np.flatnonzero(aside)])
+    levels = candidate_levels(curves, scores)
     require(
-        len(levels) > 0 and not aside.all(),
-        f"{curves.num_runs} runs are too few to set some aside and certify with the others",
+        len(levels) > 0,
+        f"{type(rule).__name__} has no finite score before a run ends, so it gives none of them "
+        "up; certify it by longer runs",
     )
-    levels = levels[np.unique(np.linspace(0, len(levels) - 1, _MOST_LEVELS).round().astype(int))]
-    rest = np.flatnonzero(~aside)
-    kept = curves.select(rest)
-    stops = GiveUps.of(kept, [scores[run] for run in rest], levels)
-    table = RiskTable.of(
-        stops.lost,
-        stops.saved,
-        groups=kept.group.tolist() if grouped else None,
-        subjects=stops.succeeded,
-        risk="share of successes given up",
-    )
-    found = certify_table(table, level=level, confidence=confidence)
+
+    def certified(places: Integers) -> Certificate | Refusal:
+        stops = GiveUps.of(curves, scores, levels[places])
+        table = RiskTable.of(
+            stops.lost,
+            stops.saved,
+            groups=groups,
+            subjects=stops.succeeded,
+            risk="share of successes given up",
+        )
+        return certify_table(table, level=level, confidence=confidence)
+
+    places = _spread(0, len(levels) - 1)
+    found = certified(places)
     if isinstance(found, Refusal):
-        by_group = found.promise is not Promise.MEAN
-        num = len(np.unique(curves.group[aside])) if by_group else int(aside.sum())
-        what = "groups" if by_group else "runs"
-        return replace(found, reason=f"{found.reason} ({num} {what} were set aside to find levels)")
+        return found
+    until = places[min(found.threshold + 1, len(places) - 1)]
+    places = np.union1d(places, _spread(int(places[found.threshold]), int(until)))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the same runs it was said before
+        found = certified(places).require()
     return replace(
         found,
-        num_set_aside=int(aside.sum()),
-        score_level=float(levels[found.threshold]),
+        score_level=float(levels[places[found.threshold]]),
         model=digest,
         cost_unit=curves.cost_unit,
         budgets=(float(curves.budget.min()), float(curves.budget.max())),
     )
+
+
+def _spread(first: int, last: int) -> Integers:
+    """Whole numbers from the first to the last, evenly spread where there are many."""
+    return np.unique(np.linspace(first, last, _MOST_LEVELS).round().astype(np.int64))
