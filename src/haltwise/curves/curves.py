@@ -17,7 +17,7 @@ from haltwise.curves.columns import Direction
 from haltwise.curves.raw import Keys
 from haltwise.curves.tables import frame_runs
 
-__all__ = ["Curve", "Curves", "Direction", "aim", "points_of"]
+__all__ = ["Curve", "Curves", "Direction", "aim", "last_known", "points_of"]
 
 Floats = npt.NDArray[np.float64]
 Integers = npt.NDArray[np.int64]
@@ -107,6 +107,19 @@ class Curve(NamedTuple):
         met = value >= self.target if self.direction == "max" else value <= self.target
         first = int(met.argmax())
         return first if met[first] else -1
+
+    @property
+    def is_measured(self) -> Booleans:
+        """At which points the metric was measured, also as infinite, shape [n]."""
+        return ~np.isnan(self.columns[self.metric])
+
+    def measured(self) -> "Curve":
+        """The points at which the metric was measured, each with what else was last known there."""
+        known = self.is_measured
+        if known.all():
+            return self
+        columns = {name: last_known(values)[known] for name, values in self.columns.items()}
+        return self._replace(cost=self.cost[known], columns=columns)
 
     def until(self, num_points: int) -> "Curve":
         """The first points of the curve, all that was known then."""
@@ -482,6 +495,23 @@ class Curves:
             **{field: getattr(self, field)[chosen] for field in each},
         )
 
+    def measured(self) -> "Curves":
+        """The same with the points of each run at which its metric was measured; others are lost.
+
+        What else was known stands on, as where training and validation have rows of their own.
+        """
+        known = ~np.isnan(self.values[:, self.columns.index(self.metric)])
+        if known.all():
+            return self
+        parts = [curve.measured() for curve in self]
+        sizes = [curve.num_points for curve in parts]
+        return replace(
+            self,
+            cost=self.cost[known],
+            values=np.concatenate([np.stack([*part.columns.values()], 1) for part in parts]),
+            offset=np.concatenate(([0], np.cumsum(sizes))).astype(np.int64),
+        )
+
     def with_targets(self, target: npt.ArrayLike) -> "Curves":
         """The same with other targets, one for all or one a run."""
         return replace(self, target=_each(target, self.num_runs, "target"))
@@ -502,7 +532,7 @@ class Curves:
         """
         require(0 < quantile < 1, f"a quantile lies between 0 and 1, got {quantile}")
         sign = -1.0 if self.direction == "max" else 1.0
-        finals = np.array([_last_known(curve.loss) for curve in self])
+        finals = np.array([_final(curve.loss) for curve in self])
         target = np.empty(self.num_runs)
         for task in np.unique(self.task):
             mine = self.task == task
@@ -521,7 +551,13 @@ def points_of(curves: Curves, index: Integers | Booleans) -> Integers:
 # ------------------------------------------------------------------------------------------ details
 
 
-def _last_known(loss: Floats) -> float:
+def last_known(values: Floats) -> Floats:
+    """The last known value where one is NaN, NaN before there is one; shape [n]."""
+    last = np.maximum.accumulate(np.where(np.isnan(values), 0, np.arange(len(values))))
+    return values[last]
+
+
+def _final(loss: Floats) -> float:
     known = loss[~np.isnan(loss)]
     return float(known[-1]) if len(known) else np.inf
 

@@ -11,7 +11,7 @@ from typing import TypeVar
 import numpy as np
 
 from haltwise._core.errors import FitWarning, warn
-from haltwise.curves.curves import Booleans, Curve, Curves, Floats, Integers
+from haltwise.curves.curves import Booleans, Curve, Curves, Floats, Integers, last_known
 from haltwise.curves.progress import first_known
 
 __all__ = ["FEATURES", "ROLES", "curve_features", "has_diverged", "shares_beside", "tell_lacking"]
@@ -87,7 +87,7 @@ def curve_features(curve: Curve, last: int | None = None) -> Floats:
         [1.0, 0.5, 0.25]
     """
     cost = curve.cost / curve.budget
-    loss = _filled(curve.loss)
+    loss = last_known(curve.loss)
     with np.errstate(all="ignore"):  # what is not known is NaN, and stays so
         # The first distance to the target is the unit.
         unit = np.abs(first_known(loss) - curve.loss_target)
@@ -215,7 +215,7 @@ def _beside(curve: Curve, distance: Floats, unit: Floats, times: "_Times") -> li
     lacking = np.full(curve.num_points, np.nan)
     metric, train, valid, gradient = (in_roles.get(role, lacking) for role in ROLES)
     if valid is lacking and curve.direction == "min":
-        own = _filled(curve.loss)
+        own = last_known(curve.loss)
         valid = np.where(np.fmin.accumulate(own) > 0, own, np.nan)  # of what can be negative, none
     sign = -1.0 if curve.direction == "max" else 1.0
     train_distance = np.clip((sign * metric - curve.loss_target) / unit, -_FAR, _FAR)
@@ -249,7 +249,7 @@ def _in_roles(curve: Curve) -> dict[str, Floats]:
     for role, names in ROLES.items():
         own = [name for name in names if name in curve.columns and name != curve.metric]
         if own:
-            found[role] = _filled(curve.columns[own[0]])
+            found[role] = last_known(curve.columns[own[0]])
     return found
 
 
@@ -282,9 +282,3 @@ class _Times:
         between = low + share * (high - low)
         found: Floats = np.where(np.isnan(between), np.fmin(low, high), between)
         return found
-
-
-def _filled(values: Floats) -> Floats:
-    """The last known value where one is NaN."""
-    last = np.maximum.accumulate(np.where(np.isnan(values), 0, np.arange(len(values))))
-    return values[last]

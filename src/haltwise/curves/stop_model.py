@@ -1,6 +1,7 @@
 """A learned rule that stops runs of one loop where another step is not worth its price."""
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -153,7 +154,7 @@ class StopModel(CurveRule):
         )
 
     def score(self, curve: Curve) -> Floats:
-        """The score at each point, shape [n]; see the class.
+        """The score at each point, infinite where the metric was not measured, shape [n].
 
         Raises:
             InputError: Another direction of the metric is better than where it was learned.
@@ -161,11 +162,16 @@ class StopModel(CurveRule):
         Warns:
             FitWarning: A column is missing without which the model knows nothing.
         """
-        curve = self._known(curve)
-        return self._told(curve, self.rule.score(curve))
+        known, seen = curve.is_measured, self._known(curve.measured())
+        found = np.full(len(known), np.inf)
+        if known.any():
+            found[known] = self._told(seen, self.rule.score(seen))
+        return found
 
     def last_score(self, curve: Curve) -> float:
-        curve = self._known(curve)
+        if np.isnan(curve.loss[-1]):
+            return math.inf
+        curve = self._known(curve.measured())
         score = np.array([self.rule.last_score(curve)])
         return float(self._told(curve, score)[0])
 

@@ -200,7 +200,8 @@ def _try(rule: ForecastRule | NotEarly, curves: Curves, bills: Floats, fold: Int
 def judgeable(curves: Curves, worth: Floats) -> tuple[Curves, Floats]:
     """The runs that have two points, a budget above 0 and a finite first loss.
 
-    Beside them comes what their points are worth, [P].
+    Of all runs only the points count that measured the metric: elsewhere nothing new is known of
+    what a stop returns. Beside them comes what these are worth, [P].
 
     Raises:
         InputError: No run has.
@@ -208,6 +209,8 @@ def judgeable(curves: Curves, worth: Floats) -> tuple[Curves, Floats]:
     Warns:
         DataWarning: Some have not.
     """
+    worth = worth[np.concatenate([curve.is_measured for curve in curves])]
+    curves = curves.measured()
     kept = np.isfinite(worth[curves.offset[:-1]]) & (curves.num_points > 1) & (curves.budget > 0)
     require(bool(kept.any()), f"no run has {_NEEDED}; record others")
     if not kept.all():

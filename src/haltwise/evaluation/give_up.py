@@ -272,8 +272,7 @@ def _shares(stops: GiveUps, groups: torch.Tensor) -> tuple[Interval, Interval]:
         columns,
         groups,
     )
-    saved = Interval(saved.value, max(saved.low, 0.0), min(saved.high, 1.0))
-    return saved, share_interval(lost, columns[:, 2], columns[:, 3], groups)
+    return saved.of_share(), share_interval(lost, columns[:, 2], columns[:, 3], groups)
 
 
 def quarter_auc(curves: Curves, chances: Sequence[Floats]) -> float:

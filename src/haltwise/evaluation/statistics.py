@@ -2,8 +2,8 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import final
+from dataclasses import dataclass, replace
+from typing import Self, final
 
 import torch
 from torch import Tensor
@@ -37,6 +37,10 @@ class Interval:
     value: float
     low: float
     high: float
+
+    def of_share(self) -> Self:
+        """The same of what lies between 0 and 1."""
+        return replace(self, low=max(self.low, 0.0), high=min(self.high, 1.0))
 
 
 def jackknife(
@@ -111,7 +115,7 @@ def share_interval(
     if trials.max() <= 1 or happened in (0, total):
         counted = happened * num / total
         return Interval(found.value, *_clopper_pearson(counted, num))
-    return Interval(found.value, max(found.low, 0.0), min(found.high, 1.0))
+    return found.of_share()
 
 
 def _clopper_pearson(events: float, trials: int) -> tuple[float, float]:

@@ -84,8 +84,8 @@ def judge_stops(
             not finite. Or the model was learned on some of them.
     """
     model.require_unit(curves.cost_unit)
-    warn_of_seen_runs(model, curves)
     curves, worth = judgeable(curves.with_budgets(), worth_of(curves, returned))
+    warn_of_seen_runs(model, curves)
     scores = scores_in_use([model.score(curve) for curve in curves])
     stops = stops_of(scores, np.array([model.fixed_level]), curves)
     return _record(model, curves, worth, stops[:, 0])
@@ -114,6 +114,13 @@ def _record(model: StopModel, curves: Curves, worth: Floats, stops: Integers) ->
     def over_groups(statistic: Any, *columns: Floats) -> list[Interval]:
         return jackknife(statistic, torch.from_numpy(np.stack(columns, 1)), groups)
 
+    def way(name: str, places: Integers) -> WayToStop:
+        paid, returned = over_groups(lambda means: means, j[name], worth[places])
+        (spent,) = over_groups(
+            lambda means: means[:, :1] / means[:, 1:], curves.cost[places], whole
+        )
+        return WayToStop(paid, returned, spent.of_share())
+
     j = {name: bills[begins + stop] for name, stop in points.items()}
     whole = curves.cost[begins + ends]
     saved = j["to the end"] - j["model"]
@@ -124,15 +131,7 @@ def _record(model: StopModel, curves: Curves, worth: Floats, stops: Integers) ->
         direction=card.direction,
         cost_unit=card.cost_unit,
         price=card.price,
-        ways={
-            name: WayToStop(
-                *over_groups(lambda means: means, j[name], worth[begins + stop]),
-                *over_groups(
-                    lambda means: means[:, :1] / means[:, 1:], curves.cost[begins + stop], whole
-                ),
-            )
-            for name, stop in points.items()
-        },
+        ways={name: way(name, begins + stop) for name, stop in points.items()},
         saved=over_groups(lambda means: means, saved)[0],
         captured=over_groups(
             lambda means: captured_gain(*means.unbind(1)).unsqueeze(1),
