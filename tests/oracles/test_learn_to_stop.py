@@ -70,6 +70,20 @@ def test_a_monitor_stops_where_the_rule_does(learned: LearnedStop) -> None:
         assert monitor.steps == min(stop + 1, 40)
 
 
+def test_targets_of_recorded_runs_make_no_difference(learned: LearnedStop) -> None:
+    """Some formats have them, and a monitor that stops early takes none."""
+    targets = np.linspace(0.01, 0.5, 40)
+    assert (
+        learn_to_stop(_curves(_losses(0)).with_targets(targets), PRICE).model.digest
+        == learned.model.digest
+    )
+    curves = _curves(_losses(1))
+    found, expected = (
+        judge_stops(learned.model, each) for each in (curves.with_targets(targets), curves)
+    )
+    assert found == expected
+
+
 @pytest.mark.parametrize("budget", [np.nan, 39.0])
 @pytest.mark.parametrize("rule", [ForecastRule(PRICE), LastImprovementRule(PRICE, 0.8)])
 def test_the_last_score_is_the_last_of_the_scores(

@@ -176,8 +176,8 @@ class StopModel(CurveRule):
         return float(self._told(curve, score)[0])
 
     def _known(self, curve: Curve) -> Curve:
-        """The curve, with the budget of the card where it has none."""
-        card = self.card
+        """The curve without its target, with the budget of the card where it has none."""
+        card, curve = self.card, curve._replace(target=np.nan)
         require(
             curve.direction == card.direction,
             f"it was learned where the best {card.metric} is the {card.direction}, not the "

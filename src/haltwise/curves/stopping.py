@@ -201,7 +201,8 @@ def judgeable(curves: Curves, worth: Floats) -> tuple[Curves, Floats]:
     """The runs that have two points, a budget above 0 and a finite first loss.
 
     Of all runs only the points count that measured the metric: elsewhere nothing new is known of
-    what a stop returns. Beside them comes what these are worth, [P].
+    what a stop returns. Beside them comes what these are worth, [P]. Targets are dropped, which a
+    monitor that stops runs early is not told either.
 
     Raises:
         InputError: No run has.
@@ -210,7 +211,7 @@ def judgeable(curves: Curves, worth: Floats) -> tuple[Curves, Floats]:
         DataWarning: Some have not.
     """
     worth = worth[np.concatenate([curve.is_measured for curve in curves])]
-    curves = curves.measured()
+    curves = curves.measured().with_targets(np.nan)
     kept = np.isfinite(worth[curves.offset[:-1]]) & (curves.num_points > 1) & (curves.budget > 0)
     require(bool(kept.any()), f"no run has {_NEEDED}; record others")
     if not kept.all():
