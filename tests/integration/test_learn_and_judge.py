@@ -10,13 +10,14 @@ from typing import Any
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from logged_rows import with_rows_of_training, write_log
 
 import haltwise
 from haltwise import Curves, FitWarning, InputError, RunMonitor
 from haltwise._core.errors import DataWarning
 from haltwise.cli import cli
 from haltwise.cli import learn as learn_command
-from haltwise.curves import forecast, load_curve_model
+from haltwise.curves import certify_curves, forecast, load_curve_model
 from haltwise.curves.learning import Learned, folds_of, learn, rows_of
 from haltwise.curves.levels import GiveUps, candidate_levels, level_for
 from haltwise.curves.rules.last_improvement import LastImprovementRule
@@ -54,6 +55,46 @@ def test_what_is_learned_saves_and_loses_little_on_runs_of_its_kind(learned: Lea
     for name, found in learned.model.card.levels.items():
         assert own.levels[name].saved.value == pytest.approx(found.saved)
         assert own.levels[name].lost.value == pytest.approx(found.lost)
+
+
+def test_rows_of_training_alone_change_nothing_of_what_validations_say(tmp_path: Path) -> None:
+    """A monitor in a loop is updated with the metric, and `haltwise watch` sees every row."""
+    groups = [f"g{i % 3}" for i in range(150)]
+
+    def both(seed: int) -> tuple[Curves, Curves]:
+        losses = some_runs(150, seed).values[:, 0].reshape(150, 40)
+        return with_rows_of_training(losses, groups, target=1.0, budget=40.0)
+
+    model, expected = (learn(runs).model for runs in both(0))
+    assert model.digest == expected.digest
+    assert model.card == expected.card
+    whole, alone = both(1)
+    assert judge_curves(model, whole) == judge_curves(model, alone)
+    with pytest.warns(DataWarning, match="100 % of these runs are among those"):
+        judge_curves(model, both(0)[0])
+    found, same = (
+        certify_curves(model, runs, level=0.1, confidence=None) for runs in (whole, alone)
+    )
+    assert found.statement == same.statement
+    model.save(tmp_path / "model.safetensors")
+    num_stopped = 0
+    failed = np.flatnonzero(~alone.succeeded)[:20]
+    for curve, short in zip(whole.select(failed), alone.select(failed), strict=True):
+        monitor = RunMonitor(model, target=1.0, budget=40.0, lost=0.05, cost_unit="step")
+        for cost, loss, train in zip(short.cost, *short.columns.values(), strict=True):
+            monitor.update(loss, cost=cost, train_loss=train)
+            if monitor.should_stop:
+                break
+        write_log(curve, tmp_path / "log.csv")
+        options = ["--target", "1", "--budget", "40", "--lost", "0.05", "--once"]
+        done = CliRunner().invoke(
+            cli,
+            ["watch", f"{tmp_path}/log.csv", "--rule", f"{tmp_path}/model.safetensors", *options],
+        )
+        verdict = f"give up, loss {loss:.4g} at {cost:g}: " if monitor.should_stop else "is spent"
+        assert verdict in done.output
+        num_stopped += monitor.should_stop
+    assert num_stopped > 5
 
 
 def short_runs(seed: int, target: float | None = 0.3) -> Curves:

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from logged_rows import with_rows_of_training, write_log
 
 from haltwise import DataWarning, InputError, RunMonitor
 from haltwise.cli import cli
@@ -202,37 +203,14 @@ def test_what_a_stop_returns_may_be_a_list() -> None:
     assert found[0].model.card == found[1].model.card
 
 
-def _with_rows_of_training(losses: Floats) -> tuple[Curves, Curves]:
-    """Validations with the training loss known by then; and between rows of training alone."""
-    num = len(losses)
-    validated = np.arange(3, 121, 3)  # in a run of 120 rows, the first of which are of training
-    train = np.repeat(losses, 3, 1) - 0.1
-    loss = np.where(np.isin(np.arange(120), validated - 1), np.repeat(losses, 3, 1), np.nan)
-    given = np.where(np.isnan(loss), train, np.nan)
-    groups = [f"group {i % 4}" for i in range(num)]
-    steps = np.arange(120) / 3
-    rows = [{"step": steps, "loss": loss[i], "train_loss": given[i]} for i in range(num)]
-    alone = [
-        {
-            "step": steps[validated - 1],
-            "loss": losses[i][: len(validated)],
-            "train_loss": train[i][validated - 2],
-        }
-        for i in range(num)
-    ]
-    whole, short = (
-        Curves.from_runs(runs, metric="loss", cost="step", group=groups) for runs in (rows, alone)
-    )
-    return whole, short
-
-
 def test_rows_of_training_alone_are_no_places_to_stop(tmp_path: Path) -> None:
     """As in the logs of Lightning and transformers, which begin with some."""
-    whole, validations = _with_rows_of_training(_losses(0))
+    groups = [f"group {i % 4}" for i in range(40)]
+    whole, validations = with_rows_of_training(_losses(0), groups)
     found, expected = (learn_to_stop(each, PRICE).model for each in (whole, validations))
     assert found.digest == expected.digest
     assert found.card.level is not None
-    runs, alone = _with_rows_of_training(_losses(1))
+    runs, alone = with_rows_of_training(_losses(1), groups)
     assert judge_stops(found, runs) == judge_stops(found, alone)
     with pytest.warns(DataWarning, match="100 % of these runs are among those"):
         judge_stops(found, whole)
@@ -242,13 +220,10 @@ def test_rows_of_training_alone_are_no_places_to_stop(tmp_path: Path) -> None:
         assert np.isposinf(scores[~curve.is_measured]).all()
         for num in (1, 60, 119, 120):
             assert found.last_score(curve.until(num)) == pytest.approx(scores[num - 1])
-    rows = ["step,loss,train_loss"]
-    for cost, loss, train in zip(runs[0].cost, *runs[0].columns.values(), strict=True):
-        rows.append(",".join("" if np.isnan(x) else repr(float(x)) for x in (cost, loss, train)))
-    (tmp_path / "log.csv").write_text("\n".join([*rows, ""]))
+    write_log(runs[0], tmp_path / "log.csv")
     found.save(tmp_path / "model.safetensors")
     log, stopper = str(tmp_path / "log.csv"), str(tmp_path / "model.safetensors")
-    done = CliRunner().invoke(cli, ["watch", log, "--rule", stopper, "--once", "--budget", "39.67"])
+    done = CliRunner().invoke(cli, ["watch", log, "--rule", stopper, "--once", "--budget", "40"])
     place = np.flatnonzero(found.score(runs[0]) < found.fixed_level)[0]
     assert f"stop, loss {runs[0].loss[place]:.4g} at {runs[0].cost[place]:g}" in done.output
 

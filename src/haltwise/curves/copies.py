@@ -51,4 +51,4 @@ def warn_of_copied_runs(curves: Curves, groups: Sequence[str] | None, **told: An
 
 def _metrics(curves: Curves) -> list[Floats]:
     """What was judged at the points of each run."""
-    return [curve.loss for curve in curves]
+    return [curve.loss for curve in curves.measured()]

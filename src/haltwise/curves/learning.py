@@ -204,8 +204,8 @@ def with_room(curves: Curves) -> Curves:
 
 
 def _usable(curves: Curves, ended_early: EndedEarly) -> Curves:
-    """The runs that can be learned from."""
-    curves = with_room(curves)
+    """The runs that can be learned from, at the points that measured their metric."""
+    curves = with_room(curves).measured()
     missing, censored = np.isnan(curves.target), curves.censored
     dropped = missing | (censored if ended_early == "left out" else False)
     for number, what in (

@@ -186,10 +186,14 @@ class CurveModel(CurveRule):
     def chance(self, curve: Curve) -> Floats:
         """The probability at each point that the run meets its target in its budget, shape [n].
 
+        Where the metric was not measured the last one stands, and 1 where it never was.
+
         Raises:
             InputError: The curve has no target or no budget.
         """
-        return self._chance(self._features(curve))
+        measured = self._chance(self._features(curve.measured()))
+        chance: Floats = np.append(1.0, measured)[np.cumsum(curve.is_measured)]
+        return chance
 
     def last_chance(self, curve: Curve) -> float:
         """The chance at the last point, `chance(curve)[-1]`, in less time.
@@ -197,7 +201,7 @@ class CurveModel(CurveRule):
         Raises:
             InputError: The curve has no target or no budget.
         """
-        return float(self._chance(self._features(curve, last=1))[0])
+        return float(np.append(1.0, self._chance(self._features(curve.measured(), last=1)))[-1])
 
     def _chance(self, features: Floats) -> Floats:
         """The forecast's chances; none where nothing finite was measured for long."""
@@ -218,7 +222,9 @@ class CurveModel(CurveRule):
         return curve_features(curve, last)
 
     def score(self, curve: Curve) -> Floats:
-        """The chance per unit of the cost to come, at each point, shape [n]; see the class.
+        """The chance per unit of the cost to come at each point, shape [n]; see the class.
+
+        It is infinite where the metric was not measured, so that nothing new is known of the run.
 
         Warns:
             FitWarning: A column is missing without which the model knows nothing.
@@ -227,9 +233,12 @@ class CurveModel(CurveRule):
 
     def score_of(self, curve: Curve, chance: Floats) -> Floats:
         """The score by chances that are known already, shape [n]."""
-        return tell_lacking(curve, self.card.beside, per_cost(curve, chance))
+        score = np.where(curve.is_measured, per_cost(curve, chance), np.inf)
+        return tell_lacking(curve, self.card.beside, score)
 
     def last_score(self, curve: Curve) -> float:
+        if np.isnan(curve.loss[-1]):
+            return np.inf
         chance = np.array([self.last_chance(curve)])
         score = per_cost(curve._replace(cost=curve.cost[-1:]), chance)
         return float(tell_lacking(curve, self.card.beside, score)[0])
@@ -275,7 +284,7 @@ class CurveModel(CurveRule):
 
     def unusual(self, curve: Curve) -> tuple[str, ...]:
         """Features whose value at the last point lies beyond what the model was learned on."""
-        last = curve_features(curve, last=1)[0]
+        last = curve_features(curve.measured(), last=1)[0]
         return tuple(
             name
             for name, value in zip(FEATURES, last, strict=True)

@@ -176,7 +176,7 @@ def judge_curves(model: CurveModel, curves: Curves) -> GiveUpRecord:
             that runs without a target or a budget are left out, medians of peers taken for
             targets, or that the model was learned on some of the runs.
     """
-    curves = with_room(with_targets(curves))
+    curves = with_room(with_targets(curves)).measured()
     warn_of_seen_runs(model, curves)
     _warn_of_unusual(model, curves)
     scale = None if curves.cost_unit == model.card.cost_unit else cost_scale(curves)

@@ -84,8 +84,8 @@ def judge_stops(
             not finite. Or the model was learned on some of them.
     """
     model.require_unit(curves.cost_unit)
-    curves, worth = judgeable(curves.with_budgets(), worth_of(curves, returned))
     warn_of_seen_runs(model, curves)
+    curves, worth = judgeable(curves.with_budgets(), worth_of(curves, returned))
     scores = scores_in_use([model.score(curve) for curve in curves])
     stops = stops_of(scores, np.array([model.fixed_level]), curves)
     return _record(model, curves, worth, stops[:, 0])

@@ -79,6 +79,7 @@ def replay(model: CurveModel, curves: Curves, *, num_runs: int, min_points: int)
     """
     require(1 <= num_runs <= _MOST, f"num_runs must lie in 1..{_MOST}, got {num_runs}")
     min_points = whole_number("min_points", min_points)
+    curves = curves.measured()
     chances = [model.chance(curve) for curve in curves]
     pairs = zip(curves, chances, strict=True)
     scores = scores_in_use([model.score_of(curve, chance) for curve, chance in pairs], min_points)
