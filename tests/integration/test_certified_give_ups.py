@@ -92,8 +92,10 @@ def test_as_many_successes_are_lost_as_a_binomial_bound_allows(num: int) -> None
     if most < 1:
         assert isinstance(found, Refusal)
         return
-    level = found.require().score_level
+    found = found.require()
+    level = found.score_level
     assert level is not None
+    assert "fixed before" not in found.assumption  # they lie between the scores of these runs
     assert (score[good] < level).sum() == most
     left = np.sort(score[good])[most]  # by the next level one more is lost
     assert not ((score >= level) & (score < left)).any()

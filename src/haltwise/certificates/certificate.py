@@ -12,10 +12,8 @@ from haltwise.stop_rules.policy import CostUnit, StopPolicy
 
 __all__ = ["Certificate", "Promise", "Refusal"]
 
-_INDEPENDENT = (
-    "the problems are independent draws from one law, and so are those to come; the thresholds and "
-    "their order were fixed before their losses were known"
-)
+_INDEPENDENT = "the problems are independent draws from one law, and so are those to come"
+_FIXED = "; the thresholds and their order were fixed before their losses were known"
 _EXCHANGEABLE = (
     "the next group is exchangeable with those recorded: it might as well have been any of them; "
     "nothing is assumed about the problems of one group"
@@ -117,7 +115,10 @@ problems, savings 1 of 1 uncertified)
     @property
     def assumption(self) -> str:
         """What it rests on, in words."""
-        return _INDEPENDENT if self.promise is Promise.MEAN else _EXCHANGEABLE
+        if self.promise is not Promise.MEAN:
+            return _EXCHANGEABLE
+        # Levels at which runs are given up need no order: docs/certificates.md, Eq. (nested).
+        return _INDEPENDENT + (_FIXED if self.score_level is None else "")
 
     def require(self) -> Self:
         """This certificate; see `Refusal.require`."""
