@@ -17,7 +17,7 @@ from haltwise import Curves, FitWarning, InputError, RunMonitor
 from haltwise._core.errors import DataWarning
 from haltwise.cli import cli
 from haltwise.cli import learn as learn_command
-from haltwise.curves import certify_curves, forecast, load_curve_model
+from haltwise.curves import certify_curves, forecast, load_curve_model, read
 from haltwise.curves.learning import Learned, folds_of, learn, rows_of
 from haltwise.curves.levels import GiveUps, candidate_levels, level_for
 from haltwise.curves.rules.last_improvement import LastImprovementRule
@@ -95,6 +95,40 @@ def test_rows_of_training_alone_change_nothing_of_what_validations_say(tmp_path:
         assert verdict in done.output
         num_stopped += monitor.should_stop
     assert num_stopped > 5
+
+
+def test_successes_beyond_the_budget_are_told() -> None:
+    runs = some_runs(150, 0, groups=3)
+    late = (runs.succeeded & (runs.spent > 15.0)).sum()
+    assert 10 < late < runs.succeeded.sum()
+    runs = replace(runs, budget=np.full(150, 15.0))
+    message = f"{late} of 150 runs meet their target beyond their budget, and count as successes"
+    with pytest.warns(DataWarning, match=message):
+        model = learn(runs).model
+    with pytest.warns(DataWarning, match="beyond their budget"):
+        assert (
+            judge_curves(model, replace(some_runs(150, 1), budget=np.full(150, 15.0))).runs == 150
+        )
+
+
+@pytest.mark.filterwarnings("ignore::haltwise.FitWarning")
+def test_points_beyond_a_named_budget_are_left_out(tmp_path: Path) -> None:
+    lines = ["run,step,loss"]
+    for name, (slope, last) in {"a": (0.5, 5), "b": (0.25, 9), "c": (0.0, 3)}.items():
+        lines += [f"{name},{step},{3 - slope * step}" for step in range(last)]
+    path = tmp_path / "runs.csv"
+    path.write_text("\n".join(lines))
+    with pytest.warns(DataWarning, match="4 points of 1 of 3 runs lie beyond their budget"):
+        runs = read(path, cost="step", metric="loss", target=1.0, budget=4)
+    assert runs.num_points.tolist() == [5, 5, 3]
+    assert (runs.succeeded.tolist(), runs.spent.tolist()) == ([True, False, False], [4, 4, 2])
+    judge = ["judge", "training-runs", str(path), "--cost", "step", "--metric", "loss"]
+    judge += ["--target", "1", "--json", str(tmp_path / "x.json"), "--budget"]
+    with pytest.warns(DataWarning, match="4 points of 1 of 3 runs lie beyond their budget"):
+        CliRunner().invoke(cli, [*judge, "4"])
+    assert json.loads((tmp_path / "x.json").read_text())["spent"] == 10
+    CliRunner().invoke(cli, [*judge, "8"])
+    assert json.loads((tmp_path / "x.json").read_text())["spent"] == 14
 
 
 def short_runs(seed: int, target: float | None = 0.3) -> Curves:

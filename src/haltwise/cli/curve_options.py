@@ -108,6 +108,7 @@ def read_curves(
         settings[name] = _number(settings[name])
     with working("reading", Console(stderr=True)):
         curves = Curves.from_runs(**settled(path, data_dir=data_dir, like=like, **settings))
+    curves = curves if settings["budget"] is None else curves.within_budgets()
     quantile = reading["target_quantile"]
     return curves if quantile is None else curves.targets_among_peers(quantile)
 

@@ -25,6 +25,7 @@ Booleans = npt.NDArray[np.bool_]
 Names = npt.NDArray[np.str_]
 
 _LONGEST = 2**24  # points of one run
+_ROUNDING = 1e-9  # of a budget, which a cost that is rounded may exceed
 
 
 def aim(target: float, budget: float) -> str:
@@ -412,6 +413,31 @@ class Curves:
             mine = self.task == task
             budget[mine & np.isnan(budget)] = most[mine].max()
         return replace(self, budget=budget)
+
+    def within_budgets(self) -> "Curves":
+        """The same without the points beyond the budget of a run, but for its first.
+
+        Warns:
+            DataWarning: There are some.
+        """
+        run = np.repeat(np.arange(self.num_runs), self.num_points)
+        kept = ~(self.cost > self.budget[run] * (1 + _ROUNDING))
+        kept[self.offset[:-1]] = True
+        if kept.all():
+            return self
+        cut = np.unique(run[~kept])
+        warn(
+            f"{int((~kept).sum())} points of {len(cut)} of {self.num_runs} runs lie beyond their "
+            "budget and are left out: a run that meets its target there does not succeed",
+            DataWarning,
+        )
+        ends = np.cumsum(np.bincount(run[kept], minlength=self.num_runs))
+        return replace(
+            self,
+            cost=self.cost[kept],
+            values=self.values[kept],
+            offset=np.concatenate(([0], ends)).astype(np.int64),
+        )
 
     # ------------------------------------------------------------------------------- what is known
 

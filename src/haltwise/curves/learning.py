@@ -187,7 +187,7 @@ def with_room(curves: Curves) -> Curves:
         InputError: None has.
 
     Warns:
-        DataWarning: Some have not.
+        DataWarning: Some have not, or meet their target beyond their budget.
     """
     room = curves.budget > 0
     require(
@@ -198,6 +198,14 @@ def with_room(curves: Curves) -> Curves:
     if not room.all():
         warn(
             f"{int((~room).sum())} of {curves.num_runs} runs are left out: their budget is 0",
+            DataWarning,
+        )
+    late = int((curves.succeeded & (curves.spent > curves.budget))[room].sum())
+    if late:
+        warn(
+            f"{late} of {curves.num_runs} runs meet their target beyond their budget, and count as "
+            "successes; if they are none, leave out what was logged there (Curves.within_budgets), "
+            "or name the budget (--budget), else a larger one",
             DataWarning,
         )
     return curves.select(room)

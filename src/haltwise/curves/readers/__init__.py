@@ -71,7 +71,8 @@ def read(
             its name if None.
         target: The value of the metric that is a success: a number, one a run, or the name of a
             column or label that holds it.
-        budget: What a run may spend, in units of the cost; as `target`.
+        budget: What a run may spend, in units of the cost; as `target`. Points beyond one that is
+            named are left out.
         group: The column or label that says the group of each run, or one text a run. Labels are
             the texts that are the same throughout a run, "run", and for files of a folder "folder",
             in which they lie, and "file". Each run is a group of its own if there is none.
@@ -101,7 +102,7 @@ def read(
         >>> curves.num_runs, curves.succeeded.tolist()
         (2, [True, False])
     """
-    return Curves.from_runs(
+    curves = Curves.from_runs(
         **settled(
             path,
             format=format,
@@ -118,6 +119,7 @@ def read(
             data_dir=data_dir,
         )
     )
+    return curves if budget is None else curves.within_budgets()
 
 
 def settled(
