@@ -140,6 +140,18 @@ def test_the_verdict_of_a_whole_log(
     assert watch(log, "--once", "--cost", "step", *options).returncode == 0
 
 
+@pytest.mark.parametrize(
+    ("budget", "verdict"),
+    [(9, "go on, loss 2 at 1 after 2 points"), (2, "the budget 2 is spent, loss 2 at 1")],
+)
+def test_the_last_value_is_told_where_rows_of_training_follow(
+    log: Path, budget: int, verdict: str
+) -> None:
+    log.write_text("step,train_loss,loss\n0,3.5,\n0,,3\n1,,2\n2,1.5,\n")
+    found = watch(log, "--cost", "step", "--budget", budget, "--once")
+    assert found.stdout == f"{log}: {verdict}\n"
+
+
 def test_half_a_line_is_not_read(log: Path) -> None:
     log.write_text("step,loss\n" + lines([3.0, 2.0]) + "2,1")  # of 2,1.9
     found = watch(log, "--once", "--target", 1, "--cost", "step", "--level", -9)
@@ -246,10 +258,10 @@ def test_what_comes_before_the_first_validation_is_not_judged(log: Path, header:
 
 
 def test_nan_is_a_run_that_diverged_and_an_empty_cell_is_not(log: Path) -> None:
-    for cell, shown in (("nan", "inf"), ("", "nan")):
+    for cell, last in (("nan", "inf at 1 after 2"), ("", "3 at 0 after 1")):
         log.write_text(f"step,loss\n0,3\n1,{cell}\n")
         found = watch(log, "--once", "--cost", "step")
-        assert found.stdout == f"{log}: go on, loss {shown} at 1 after 2 points\n"
+        assert found.stdout == f"{log}: go on, loss {last} points\n"
 
 
 @pytest.mark.parametrize(
