@@ -30,10 +30,10 @@ SPREADS = (3.0, 10.0, 100.0)
 
 @dataclass(frozen=True, eq=False)
 class InOtherUnits(TaskBatch):
-    """Another batch, its parameters counting `size` times and its losses `scale` times."""
+    """Another batch, parameters counting `size` times ([B, D]) and losses `scale` times."""
 
     inner: TaskBatch
-    size: float | Tensor
+    size: Tensor
     scale: float
 
     @property
@@ -48,7 +48,14 @@ class InOtherUnits(TaskBatch):
 
     def select(self, index: Tensor) -> "InOtherUnits":
         """See `TaskBatch.select`."""
-        return InOtherUnits(self.start[index], self.inner.select(index), self.size, self.scale)
+        inner, size = self.inner.select(index), self.size[index]
+        return InOtherUnits(self.start[index], inner, size, self.scale)
+
+    @classmethod
+    def of(cls, inner: TaskBatch, size: float | Tensor, scale: float) -> "InOtherUnits":
+        """With one size for all parameters, or one for each [D]."""
+        sizes = torch.ones_like(inner.start) * size
+        return cls(inner.start / sizes, inner, sizes, scale)
 
 
 class Found(NamedTuple):
@@ -92,14 +99,14 @@ def main(names: tuple[str, ...], num_problems: int, seed: int) -> None:
         )
         natural = None
         for size, scale in UNITS:
-            other = InOtherUnits(problem.start / size, problem, size, scale)
+            other = InOtherUnits.of(problem, size, scale)
             found = _both(other, name, price * scale)
             natural = natural or found.excess
             found.show(f"{size:6g} {scale:7g}", natural)
         for size in SPREADS:
             draw = torch.rand(problem.dim, generator=torch.Generator().manual_seed(seed))
             sizes = size ** (2 * draw - 1)
-            other = InOtherUnits(problem.start / sizes, problem, sizes, 1.0)
+            other = InOtherUnits.of(problem, sizes, 1.0)
             _both(other, name, price).show(f"{size:6g} {'each':>7}", natural)
             _both(other, name, price, param_scale=1 / sizes).show(f"{size:6g} {'told':>7}", natural)
 

@@ -161,19 +161,32 @@ def bowl(dim: int) -> tuple[FunctionBatch, Tensor]:
     return batch, torch.linalg.inv(hessian).unsqueeze(0)
 
 
-@pytest.mark.parametrize("unseen", [0, 1, 2, 3])
-def test_bfgs_knows_what_is_left_once_it_has_seen_as_many_directions_as_it_guessed(
-    unseen: int,
-) -> None:
+@pytest.mark.parametrize("sure", [False, True])
+def test_bfgs_knows_what_is_left_unless_it_has_guessed_a_curvature(sure: bool) -> None:
     batch, inverse = bowl(5)
     point, memory = begun("bfgs", batch)
-    memory = {**memory, "inverse": 0.9 * inverse, "unseen": torch.tensor([unseen])}
-    for count in range(1, 4):
+    memory = {**memory, "inverse": 0.9 * inverse, "sure": torch.tensor([sure])}
+    for _ in range(3):
         proposal, seen, taken, memory = tried("bfgs", batch, point, memory)
         point = Point(point.params + proposal.move, seen.loss, seen.grad)
         assert taken.all()
-        known = engines()["bfgs"].propose(point, memory).is_known
-        assert known.tolist() == [count >= unseen]
+        assert engines()["bfgs"].propose(point, memory).is_known.tolist() == [sure]
+
+
+def test_bfgs_trusts_the_hessian_where_a_short_step_has_confirmed_it() -> None:
+    """From there on its steps are Newton's; where the gradient changes otherwise they are not."""
+    batch, inverse = bowl(6)
+    far = FunctionBatch(1e4 * batch.start, batch.loss)
+    point, memory = begun("bfgs", far)
+    for confirms in (True, False):
+        proposal, seen, _, _ = tried("bfgs", far, point, memory)
+        assert proposal.move.norm() < 3  # 1 along each eigenvector
+        if not confirms:
+            seen = seen._replace(grad=point.grad + 2 * (seen.grad - point.grad))
+        taken, after = engines()["bfgs"].learn(point, proposal, seen, memory)
+        assert taken.all()
+        exact = (after["inverse"] - inverse).norm() < 1e-6 * inverse.norm()
+        assert (exact.item(), after["sure"].item()) == (confirms, confirms)
 
 
 @pytest.mark.parametrize(
@@ -245,9 +258,9 @@ def test_bfgs_learns_the_inverse_of_a_quadratic() -> None:
     point = Point(batch.start, seen.loss, seen.grad)
     memory = engine.init(point, seen)
     torch.testing.assert_close(memory["inverse"], torch.linalg.inv(hessian))
-    assert (memory["unseen"] == 0).all()
+    assert memory["sure"].all()
     far = engine.init(point, seen._replace(grad=100 * seen.grad))  # Newton's step is too long
-    assert (far["unseen"] > 0).all()
+    assert far["untold"].all()
     steps = far["inverse"] @ (100 * seen.grad).unsqueeze(2)
     assert (torch.linalg.eigh(hessian).eigenvectors.mT @ steps).abs().max() < 1 + 1e-9
     memory = {**memory, "inverse": 0.1 * torch.eye(4, dtype=DOUBLE).expand(3, 4, 4)}

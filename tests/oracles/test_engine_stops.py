@@ -15,10 +15,11 @@ import haltwise
 from haltwise import FunctionBatch, InputError
 from haltwise._core.errors import CalibrationWarning
 from haltwise.certificates import ExcessLoss
-from haltwise.engines import Engine, engines
+from haltwise.engines import Engine, Point, engines
+from haltwise.engines.base import within
 from haltwise.engines.hand_rule import RuleEngine
 from haltwise.engines.named import choice_of, engine_of
-from haltwise.engines.process import Descents, EngineProcess
+from haltwise.engines.process import Descents, EngineProcess, try_step
 from haltwise.evaluation import judge_processes
 from haltwise.halting import HalterSettings
 from haltwise.halting.features.descent import DescentFeatures
@@ -112,19 +113,38 @@ def test_a_lower_plateau_that_was_passed_over_is_recorded_as_it_is_returned(step
     torch.testing.assert_close(solution.loss, recorded.excess[:, step])
 
 
+def short_steps(engine: Engine, problem: FunctionBatch) -> Tensor:
+    """Where the step at hand is too short to tell what is left to gain, bool [B, STEPS]."""
+    seen = engine.observe_first(problem)
+    point = Point(problem.start, seen.loss, seen.grad)
+    memory, short = engine.init(point, seen), []
+    for _ in range(STEPS):
+        proposal = within(None, point, engine.propose(point, memory))
+        assert proposal.is_short is not None
+        short.append(proposal.is_short)
+        tried = try_step(engine, problem, point, proposal, memory)
+        point, memory = tried.after, tried.memory
+    return torch.stack(short, 1)
+
+
 @every_engine
 @pytest.mark.parametrize("memory", [0, 3])
 @pytest.mark.parametrize("chunk_size", [None, 9])
 def test_a_model_stops_engines_where_it_stops_their_recordings(
     name: str, memory: int, chunk_size: int | None
 ) -> None:
+    """But where the step at hand is too short to tell."""
     problem, engine = fits(), engines()[name]
+    short = short_steps(engine, problem).unsqueeze(-1)
     prices = torch.linspace(0.01, 2.0, problem.num_problems, dtype=DOUBLE)
     ran = record_process(EngineProcess(engine, problem), STEPS)
     for seed in range(50):  # until it stops here and there
         model = untrained(engine, memory=memory, seed=seed)
         recorded = model.attach(ran, prices)
-        rule = HazardThreshold(recorded.outputs["hazard_logits"][..., 0].quantile(0.8).item())
+        logits = recorded.outputs["hazard_logits"]
+        rule = HazardThreshold(logits[..., 0].quantile(0.8).item())
+        told = {**recorded.outputs, "hazard_logits": logits.masked_fill(short, -torch.inf)}
+        recorded = replace(recorded, outputs=told)
         expected = decisions(rule, recorded)
         if len(expected.unique()) > 4:
             break
@@ -189,6 +209,25 @@ def test_engines_have_the_names_that_cards_know_them_by() -> None:
     for engine in engines().values():
         assert engine_of(choice_of(engine)) == engine
     assert choice_of(RuleEngine(Adam(0.3))).settings["learning_rate"] == 0.3
+
+
+@pytest.mark.parametrize("unit", [1.0, 1e2, 1e4])
+def test_parameters_that_count_in_thousands_are_not_halted_at_their_first_steps(
+    unit: float,
+) -> None:
+    """Those of L-BFGS are short in such units, and so is what they gain."""
+    x = torch.randn(80, 40, 6, generator=seeded(3), dtype=DOUBLE)
+    w, noise = torch.randn(2, 80, 40, generator=seeded(4), dtype=DOUBLE)
+    y = (x @ w[:, :6].unsqueeze(-1)).squeeze(-1) + noise
+
+    def squares(w: Tensor, x: Tensor, y: Tensor) -> Tensor:
+        return (y - (x @ (w / unit).unsqueeze(-1)).squeeze(-1)).square().sum(1) / 2
+
+    problem = FunctionBatch(torch.zeros(80, 6, dtype=DOUBLE), squares, {"x": x, "y": y})
+    found = haltwise.solve(problem, method="lbfgs", stop="stop-lbfgs", price=0.05)
+    excess = found.loss - haltwise.solve(problem, method="newton").loss
+    assert excess[found.success].max() < 1.0  # of some hundred
+    assert excess.mean() < 0.3
 
 
 @pytest.mark.parametrize("size", [1e-5, 3.0, 1e3])

@@ -406,6 +406,36 @@ def test_hard_losses_are_solved(case: str, method: str) -> None:
     assert solution.loss.item() == pytest.approx(least, abs=1e-6)
 
 
+@pytest.mark.parametrize("method", ["newton", "bfgs", "lbfgs"])
+@pytest.mark.parametrize("loss_of", [torch.square, softplus, lambda r: r.square().log1p()])
+def test_parameters_in_other_units_are_stopped_at_a_price_as_well(
+    loss_of: Callable[[Tensor], Tensor], method: str
+) -> None:
+    """As where a salary in place of its logarithm is regressed: the minimum is far from the start.
+
+    Quadratic, convex, and not even that: stops are no more than a few prices above the minimum.
+    """
+    draw = seeded(3)
+    x = torch.randn(60, 40, 6, generator=draw, dtype=DOUBLE)
+    w, noise = torch.randn(60, 6, generator=draw), torch.randn(60, 40, generator=draw)
+    y = (x @ w.double().unsqueeze(-1)).squeeze(-1) + noise
+    natural: list[float] = []
+    for unit in (1.0, 30.0, 1e4):
+
+        def loss(w: Tensor, x: Tensor, y: Tensor, unit: float = unit) -> Tensor:
+            residual = y - (x @ (w / unit).unsqueeze(-1)).squeeze(-1)
+            return (loss_of(residual) + 0.1 * residual.square()).sum(1)
+
+        problem = FunctionBatch(torch.zeros(60, 6, dtype=DOUBLE), loss, {"x": x, "y": y})
+        found = haltwise.solve(problem, method=method, price=0.05)
+        assert found.success.all()
+        spent = found.num_gradients.double().mean().item()
+        natural = natural or [spent]
+        assert spent < natural[0] + 10
+        exact = haltwise.solve(problem, method="newton", gtol=0.0, ftol=0.0, max_steps=60)
+        assert (found.loss - exact.loss).max() < 0.1
+
+
 @settings(max_examples=25, deadline=None)
 @given(seed=st.integers(0, 10**6), method=st.sampled_from(sorted(engines())))
 def test_none_is_ever_worse_than_its_start(seed: int, method: str) -> None:

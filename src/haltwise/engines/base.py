@@ -83,12 +83,15 @@ class Proposal(NamedTuple):
         gain: By how much the loss is forecast to fall, shape [M].
         is_known: Where the forecast is that of the curvature at this very point, undamped, bool
             [M]. Others need to be confirmed by what steps really earn.
+        is_short: Where the step is shorter than the curvature seen asks for, or none was seen, so
+            that the forecast does not tell what is left to gain, bool [M]; nowhere if None.
     """
 
     move: Tensor
     slope: Tensor
     gain: Tensor
     is_known: Tensor
+    is_short: Tensor | None = None
 
 
 def within(reach: Tensor | None, point: Point, proposal: Proposal) -> Proposal:
@@ -96,8 +99,10 @@ def within(reach: Tensor | None, point: Point, proposal: Proposal) -> Proposal:
 
     Its forecast is that of the same parabola along the step, which is not known from there on.
     """
+    short = proposal.is_short
+    short = torch.zeros_like(proposal.is_known) if short is None else short
     if reach is None:
-        return proposal
+        return proposal._replace(is_short=short)
     share = (reach / proposal.move.abs()).amin(1)
     share = torch.where(share < 1, share, 1)  # of NaN, too
     slope = (proposal.move * point.grad).sum(1)
@@ -106,6 +111,7 @@ def within(reach: Tensor | None, point: Point, proposal: Proposal) -> Proposal:
         share * proposal.slope,
         share * (share * (slope + proposal.gain) - slope),
         proposal.is_known & (share == 1),
+        short | (share != 1),
     )
 
 

@@ -31,6 +31,7 @@ _GROWTH = 4.0  # of the inverse after a step along which the loss is not convex
 _REACH = 10.0  # times the last step: how long the next may be
 _FAILURES = 4  # steps in a row that failed, after which the inverse begins anew
 _LEAST, _MOST = 0.7, 1.4  # of its forecast that a whole step gained, if the next is believed
+_AGREES = 0.3  # of the first step, by which the Hessian may err if it is believed from there on
 
 
 @final
@@ -40,10 +41,12 @@ class BFGS(Engine):
 
     The first evaluation is a loss, a gradient and a Hessian, of which negative eigenvalues count
     by their size and the first step goes at most `first_length` along each eigenvector, as that of
-    L-BFGS; all others are a loss and a gradient. After a step of full length that gained
-    about what was forecast, the forecast of the next counts as known, if at least as many steps
-    have been learned from as eigenvalues were replaced; and where a problem halts, the step at
-    hand is taken if the loss behind it is no higher.
+    L-BFGS; all others are a loss and a gradient. Where that first step is shorter than the Hessian
+    asks for and finds the gradient changed as by that, the Hessian holds from there on, so that
+    parameters may count in any unit; elsewhere what made the step short is all that is known. After
+    a step of full length that gained about what was forecast, the forecast of the next counts as
+    known, if the Hessian holds and no eigenvalue was replaced; and where a problem halts, the step
+    at hand is taken if the loss behind it is no higher.
     """
 
     completes = True
@@ -68,17 +71,20 @@ class BFGS(Engine):
 
     def init(self, point: Point, seen: EngineObservation) -> Memory:
         assert seen.curvature is not None
-        inverse, unseen, units = positive_inverse(seen.curvature, seen.grad, point.params)
+        found = positive_inverse(seen.curvature, seen.grad, point.params)
+        inverse, units = found.bounded, found.units
         scale = (inverse.diagonal(dim1=-2, dim2=-1) / units.square()).mean(1)
         return {
             "inverse": inverse,
+            "whole": found.whole,  # of which the first step tells whether it holds
+            "untold": found.is_bounded,
             "units": units,  # of the parameters, in which lengths are measured
             "scale": scale,  # of the inverse where it begins anew
             "length": torch.ones_like(scale),
             "reach": torch.full_like(scale, torch.inf),  # of the next step
             "failures": torch.zeros_like(scale, dtype=torch.int64),
-            "known": torch.zeros_like(scale, dtype=torch.bool),
-            "unseen": unseen,  # directions along which the inverse is no more than a guess
+            "known": torch.zeros_like(found.is_inverse),
+            "sure": found.is_inverse,  # whether the inverse is a guess along no direction
         }
 
     def propose(self, point: Point, memory: Memory) -> Proposal:
@@ -87,7 +93,8 @@ class BFGS(Engine):
         direction = direction * (memory["reach"] / size).clamp_max(1).nan_to_num(0).unsqueeze(1)
         slope, length = (direction * point.grad).sum(1), memory["length"]
         move = length.unsqueeze(1) * direction
-        return Proposal(move, slope, -0.5 * length * slope, memory["known"])
+        short = (size > memory["reach"]) | memory["untold"]
+        return Proposal(move, slope, -0.5 * length * slope, memory["known"], short)
 
     def learn(
         self, point: Point, proposal: Proposal, seen: EngineObservation, memory: Memory
@@ -101,25 +108,31 @@ class BFGS(Engine):
         convex = taken & is_convex(bend, way, size)
         failures = (memory["failures"] + 1).masked_fill(taken, 0)
         forgets = failures == _FAILURES
-        unseen = memory["unseen"] - convex.long()
+        tells = memory["untold"] & taken
+        wrong = ((_times(memory["whole"], change) - move) / units).square().sum(1)
+        holds = convex & (wrong < _AGREES**2 * way)
+        learned = torch.where((tells & holds).view(-1, 1, 1), memory["whole"], memory["inverse"])
+        sure = memory["sure"] & (holds | ~tells) & ~forgets
         believed = (fall > _LEAST * proposal.gain) & (fall < _MOST * proposal.gain)
         scale = torch.where(convex, bend / size, memory["scale"])
         # Of two numbers alone the default dtype would decide.
         growth = torch.where(taken, _GROWTH, torch.ones_like(length))
         grown = growth.view(-1, 1, 1) * memory["inverse"]
-        updated = _updated(memory["inverse"], move, change, bend)
+        updated = _updated(learned, move, change, bend)
         anew = torch.diag_embed(scale.unsqueeze(1) * units.square())
         inverse = torch.where(convex.view(-1, 1, 1), updated, grown)
         shorter = shortened(length, proposal.slope, -fall, finite)
         return taken, {
             "inverse": torch.where(forgets.view(-1, 1, 1), anew, inverse),
+            "whole": memory["whole"],
+            "untold": memory["untold"] & ~taken & ~forgets,
             "units": units,
             "scale": scale,
             "length": torch.where(taken | forgets, 1, shorter),
             "reach": torch.where(taken, _REACH * way.sqrt(), memory["reach"]),
             "failures": failures,
-            "known": convex & (length == 1) & believed & (unseen <= 0),
-            "unseen": torch.where(forgets, move.shape[1], unseen),
+            "known": convex & (length == 1) & believed & sure,
+            "sure": sure,
         }
 
 

@@ -1,13 +1,14 @@
 """Steps from a matrix of curvature: Cholesky's where it is positive definite."""
 
 import math
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from haltwise.engines.base import first_length
 
-__all__ = ["eigh", "newton_direction", "positive_inverse"]
+__all__ = ["PositiveInverse", "eigh", "newton_direction", "positive_inverse"]
 
 _TOLD = 8  # roundings of a diagonal entry; of singular matrices up to some four are left of it
 _FLAT = 2e-16  # of the largest curvature: the rounding of float64, so that units matter little
@@ -90,23 +91,35 @@ def _along_eigenvectors(curvature: Tensor, grad: Tensor) -> Tensor:
     return torch.where(finite.unsqueeze(1), direction.nan_to_num(0), torch.nan)
 
 
-def positive_inverse(
-    curvature: Tensor, grad: Tensor, params: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """A positive definite matrix for C^-1, shape [M, D, D].
+class PositiveInverse(NamedTuple):
+    """Positive definite matrices for the inverses of M Hessians.
 
-    Eigenvalues are replaced by their sizes, and made so large that -C^-1 g goes at most
-    `first_length` along each eigenvector. Longer steps, as along a flat one, end on plateaus where
-    nothing is left to learn.
+    Attributes:
+        whole: Shape [M, D, D].
+        bounded: For steps that are not too long, shape [M, D, D].
+        is_inverse: Whether `whole` is the inverse itself, bool [M].
+        is_bounded: Whether `bounded` is another, bool [M].
+        units: Of the parameters, in which these were computed, shape [M, D].
+    """
+
+    whole: Tensor
+    bounded: Tensor
+    is_inverse: Tensor
+    is_bounded: Tensor
+    units: Tensor
+
+
+def positive_inverse(curvature: Tensor, grad: Tensor, params: Tensor) -> PositiveInverse:
+    """Positive definite matrices for C^-1.
+
+    Eigenvalues are replaced by their sizes, and small ones by a floor. Of `bounded` they are made
+    so large, too, that -C^-1 g goes at most `first_length` along each eigenvector: longer steps
+    may end on plateaus where nothing is left to learn.
 
     Args:
         curvature: C, symmetric and finite, shape [M, D, D].
         grad: g, shape [M, D].
         params: Where, shape [M, D].
-
-    Returns:
-        The matrix; of how many eigenvalues it is not the inverse, int64 [M]; and the units of the
-        parameters in which these were computed, shape [M, D].
     """
     units = _units(curvature, params)
     longest = first_length(params / units)
@@ -114,9 +127,15 @@ def positive_inverse(
     sizes, eps = values.abs(), torch.finfo(grad.dtype).eps
     grad = units * grad.nan_to_num(0, 0, 0)
     along = (vectors.mT @ grad.unsqueeze(-1)).squeeze(-1).abs()
-    floor = torch.maximum(along / longest.unsqueeze(1), eps**0.5 * sizes.amax(1, keepdim=True))
-    inverse = (vectors / torch.maximum(sizes, floor).unsqueeze(1)) @ vectors.mT
-    return _in_units(inverse, units), (values < floor).sum(1), units
+    flat = eps**0.5 * sizes.amax(1, keepdim=True)
+
+    def inverse(sizes: Tensor) -> Tensor:
+        return _in_units((vectors / sizes.unsqueeze(1)) @ vectors.mT, units)
+
+    whole = torch.maximum(sizes, flat)
+    bounded = torch.maximum(whole, along / longest.unsqueeze(1))
+    is_inverse, is_bounded = (values >= flat).all(1), (bounded > whole).any(1)
+    return PositiveInverse(inverse(whole), inverse(bounded), is_inverse, is_bounded, units)
 
 
 def eigh(matrix: Tensor) -> tuple[Tensor, Tensor]:

@@ -68,7 +68,8 @@ class LBFGS(Engine):
         direction = direction * (memory["reach"] / size).clamp_max(1).nan_to_num(0).unsqueeze(1)
         slope, length = (direction * point.grad).sum(1), memory["length"]
         move = length.unsqueeze(1) * direction
-        return Proposal(move, slope, -0.5 * length * slope, torch.zeros_like(slope).bool())
+        short = (size > memory["reach"]) | (memory["inverse"] == 0).all(1)
+        return Proposal(move, slope, -0.5 * length * slope, torch.zeros_like(short), short)
 
     def learn(
         self, point: Point, proposal: Proposal, seen: EngineObservation, memory: Memory

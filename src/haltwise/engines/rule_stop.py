@@ -21,6 +21,7 @@ __all__ = ["RuleStop"]
 class RuleStop(EngineStop):
     """Stop where a stop rule does, that of a halting model for instance.
 
+    A model is not asked where the step at hand is too short to tell it what is left to gain.
     Whatever is returned at the cost of updates is what an engine returns anyway, or worse. A stop
     is no success where the step at hand is forecast to gain clearly more than the price, or, of an
     engine that takes that step where it halts, to have gained clearly more than it did.
@@ -88,6 +89,9 @@ class RuleStop(EngineStop):
             self._view.show(step, point, proposal, sub_state(memory, "view."))
         )
         reason = decision.reason
+        if self._model is not None:  # it reads what the step at hand is forecast to gain
+            assert proposal.is_short is not None
+            reason = reason.masked_fill(proposal.is_short, -1)
         if not self._completes:
             reason = self._early(reason, proposal.gain, memory["price"])
         return reason, {**memory, **nested_state(session.state(), "session.")}

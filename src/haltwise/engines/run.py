@@ -217,7 +217,9 @@ class _Run:
         if number and (not self._leaves_gaps or self._idle > _MOVING * (len(self.items) - number)):
             kept = (~plan.ended).nonzero().squeeze(1)
             self._select(kept)
-            plan = _Plan(Proposal(*(value[kept] for value in plan.proposal)), *plan[1:])
+            plan = _Plan(
+                Proposal(*(value[kept] for value in plan.proposal if value is not None)), *plan[1:]
+            )
             self._num_empty = self._idle = 0
         elif number:
             plan = self._leave(plan)
