@@ -1,6 +1,7 @@
 """Figures of rules that give runs up, against loops over runs."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -98,6 +99,8 @@ def test_figures_of_giving_up_are_sums_over_runs(learned: Learned) -> None:
     failed = [run for run, curve in enumerate(curves) if curve.success < 0]
     assert (record.runs, record.succeeded) == (len(spent), len(spent) - len(failed))
     assert record.spent == pytest.approx(sum(spent))
+    assert replace(record, cost_unit="hours").to_json()["hours"] == record.spent
+    assert "hours" not in replace(record, cost_unit="steps").to_json()
     assert record.oracle_saved == pytest.approx(sum(spent[run] for run in failed) / sum(spent))
     for name, figures in record.levels.items():
         stops = learned.unseen(float(name))

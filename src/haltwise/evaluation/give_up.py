@@ -90,8 +90,13 @@ class GiveUpRecord:
     """What fewer past runs would have been worth, at the level for the most successes lost."""
 
     def to_json(self) -> dict[str, Any]:
-        """A JSON object; in `levels`, `saved` and `lost` are numbers and their intervals beside."""
+        """A JSON object; in `levels`, `saved` and `lost` are numbers and their intervals beside.
+
+        What was spent is called `hours`, too, where it is.
+        """
         document = asdict(self)
+        if self.cost_unit == "hours":
+            document["hours"] = self.spent
         for name, figures in self.levels.items():
             saved, lost = figures.saved, figures.lost
             document["levels"][name] = {
