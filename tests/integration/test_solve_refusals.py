@@ -197,6 +197,29 @@ def test_weights_without_numbers_are_refused() -> None:
         haltwise.solve(Bowls(ONES, CENTER), model)
 
 
+@dataclass(frozen=True)
+class Settled(Bowls):
+    """With settings that all problems share, beside tensors of each."""
+
+    settings: dict[str, Any]
+
+    def observe(self, params: Tensor, step: int) -> Any:
+        loss, grad = super().observe(params, step)
+        scale = self.settings["scale"] * self.settings.get("weight", torch.ones_like(loss))
+        return Observation(scale * loss, scale.unsqueeze(1) * grad)
+
+
+@pytest.mark.parametrize("weight", [{}, {"weight": torch.arange(1.0, 6.0)}])
+@pytest.mark.parametrize("method", ["lbfgs", "lstm"])
+def test_a_batch_of_ones_own_may_keep_settings_in_a_dictionary(
+    method: str, weight: dict[str, Tensor]
+) -> None:
+    settings = {"scale": 0.5, "name": "bowls", **weight}
+    solution = haltwise.solve(Settled(ONES, CENTER, settings), method=method)
+    torch.testing.assert_close(solution.params, CENTER, rtol=0, atol=0.5)
+    assert settings.keys() == {"scale", "name", *weight}
+
+
 def test_a_batch_of_ones_own_is_solved() -> None:
     torch.testing.assert_close(haltwise.solve(Bowls(ONES, CENTER)).params, CENTER)
 

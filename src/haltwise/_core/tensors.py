@@ -55,8 +55,8 @@ _NARROW = frozenset(("mps",))
 def map_tensors(record: Record, function: Callable[[Tensor], Tensor]) -> Record:
     """Copy the dataclass `record` with `function` applied to its tensors.
 
-    Those are the fields that are tensors and the values of those that are dictionaries of tensors;
-    any other field is shared with the copy.
+    Those are the fields that are tensors, and the tensors in those that are dictionaries; anything
+    else is shared with the copy.
     """
     anything: Any = record
     changed: dict[str, Any] = {}
@@ -64,8 +64,11 @@ def map_tensors(record: Record, function: Callable[[Tensor], Tensor]) -> Record:
         value = getattr(record, name)
         if isinstance(value, Tensor):
             changed[name] = function(value)
-        elif isinstance(value, dict):
-            changed[name] = {key: function(entry) for key, entry in value.items()}
+        elif isinstance(value, dict) and any(isinstance(entry, Tensor) for entry in value.values()):
+            changed[name] = {
+                key: function(entry) if isinstance(entry, Tensor) else entry
+                for key, entry in value.items()
+            }
     copy: Record = replace(anything, **changed)
     return copy
 
@@ -87,7 +90,8 @@ def tensors_of(record: Any) -> dict[str, Tensor]:
         if isinstance(value, Tensor):
             found[name] = value
         elif isinstance(value, dict):
-            found |= nested_state(value, f"{name}.")
+            tensors = {key: entry for key, entry in value.items() if isinstance(entry, Tensor)}
+            found |= nested_state(tensors, f"{name}.")
     return found
 
 
