@@ -456,6 +456,34 @@ def test_none_is_ever_worse_than_its_start(seed: int, method: str) -> None:
     assert (solution.steps <= solution.num_gradients).all()
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("price", [None, 0.01])
+@pytest.mark.parametrize("method", ["bfgs", "lbfgs"])
+def test_a_loss_that_falls_without_bound_along_a_line_is_no_success(
+    method: str, price: float | None, dtype: torch.dtype
+) -> None:
+    """As where a prior was forgotten: steps end where the fall meets its own rounding."""
+    slope = torch.randn(60, 6, generator=seeded(1), dtype=DOUBLE).to(dtype)
+
+    def loss(params: Tensor, slope: Tensor) -> Tensor:
+        return (params * slope).sum(1) + params[:, :3].square().sum(1)
+
+    problem = FunctionBatch(torch.full((60, 6), 0.1, dtype=dtype), loss, {"slope": slope})
+    solution = haltwise.solve(problem, method=method, price=price)
+    assert not solution.success.any()
+    assert {solution.why(index) for index in range(60)} <= {
+        "its loss falls without bound",
+        "no direction is found in which the loss falls",
+        "it used all the gradients allowed; raise max_steps",
+    }
+
+    def bounded(params: Tensor, slope: Tensor) -> Tensor:
+        return loss(params, slope) + 0.01 * params.square().sum(1)
+
+    problem = FunctionBatch(problem.start, bounded, {"slope": slope})
+    assert haltwise.solve(problem, method=method).success.all()
+
+
 def test_bfgs_begins_without_a_hessian_that_is_not_finite() -> None:
     start = torch.tensor([[0.0], [1.0]], dtype=DOUBLE)  # |x - 3|^1.5 + x^1.5 is kinked at 0
     problem = FunctionBatch(start, lambda x: ((x - 3).abs() ** 1.5 + x.abs() ** 1.5).sum(1))

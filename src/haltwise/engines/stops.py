@@ -224,6 +224,7 @@ class ToleranceStop(EngineStop):
         count = torch.zeros(len(point.loss), dtype=torch.int64, device=point.loss.device)
         return {
             "first_norm": _norm(point.grad),
+            "first_loss": point.loss,
             "promised": torch.zeros_like(point.loss),
             "met": count - 1,
             "stalls": count,
@@ -232,20 +233,22 @@ class ToleranceStop(EngineStop):
         }
 
     def decide(self, point: Point, proposal: Proposal, memory: Memory) -> tuple[Tensor, Memory]:
-        met, stalls = memory["met"], memory["stalls"]
+        met, stalls, finfo = memory["met"], memory["stalls"], torch.finfo(point.loss.dtype)
+        steep = ~(_norm(point.grad) <= FLAT * memory["first_norm"])
         if self.gtol is not None:
             met = met.masked_fill(point.grad.abs().amax(1) <= self.gtol, 0)
         if self.searches:
             stuck = (stalls >= _STALLS) & (proposal.gain <= memory["rounding"])
             # Also a step against a wrong gradient is shortened until it promises no more than that.
-            steep = ~(_norm(point.grad) <= FLAT * memory["first_norm"])
-            much = memory["promised"] > torch.finfo(point.loss.dtype).eps ** 0.5 * (
-                point.loss.abs().clamp_min(1)
-            )
+            much = memory["promised"] > finfo.eps**0.5 * point.loss.abs().clamp_min(1)
             met = met.masked_fill((met < 0) & stuck & steep & much, 7)
             met = met.masked_fill((met < 0) & stuck, 3)
             met = met.masked_fill((met < 0) & (stalls >= _LONG_STALLS), 4)
-        falls = point.loss < -(torch.finfo(point.loss.dtype).max ** 0.5)
+        falls = point.loss < -(finfo.max**0.5)
+        # What halts so far below where it began, and as steep, has met the rounding of its fall.
+        first = memory["first_loss"]
+        far = finfo.eps * (first - point.loss) > first.abs().clamp_min(1)
+        falls |= (met >= 0) & steep & far
         return met.masked_fill(falls, 5), memory
 
     def learn(
@@ -274,6 +277,7 @@ class ToleranceStop(EngineStop):
         promised = torch.maximum(memory["promised"], proposal.gain)
         return {
             "first_norm": memory["first_norm"],
+            "first_loss": memory["first_loss"],
             "promised": promised.masked_fill(lower, 0),  # by the steps that have failed since
             "met": met,
             "stalls": (memory["stalls"] + 1).masked_fill(lower, 0),
