@@ -123,3 +123,22 @@ def test_evaluations_at_a_mean_excess_are_those_of_the_stop_that_leaves_it() -> 
     low, high = (found.num_gradients.double().mean() for found in (rough, fine))
     assert all(low <= count <= high for count in counts if count == count)
     assert sorted(counts[2:]) == list(counts[2:])
+
+
+def test_a_costly_batch_counts_what_solving_it_takes() -> None:
+    inner = family("regression-10d").sample(20, stream(4))
+    costly = benchmark("break_even").Costly(inner.start, inner, 0.0)
+    found, expected = (haltwise.solve(batch, "regression-10d") for batch in (costly, inner))
+    assert torch.equal(found.params, expected.params)
+    assert costly.spent["gradients"] >= int(found.num_gradients.sum())
+
+
+@pytest.mark.parametrize("size", [0.01, 100.0, torch.tensor([1.0, 30.0])])
+def test_problems_in_other_units_are_the_same_problems(size: float | torch.Tensor) -> None:
+    experiment = program("other_units", folder=Path(__file__).parents[1] / "experiments")
+    inner = family("regression-2d").sample(100, stream(5))
+    other = experiment.InOtherUnits.of(inner, size, 10.0)
+    found = haltwise.solve(other, method="lbfgs", gtol=1e-4)
+    torch.testing.assert_close(
+        found.params * size, haltwise.solve(inner, method="lbfgs").params, rtol=1e-2, atol=1e-2
+    )
