@@ -224,7 +224,8 @@ class ToleranceStop(EngineStop):
         count = torch.zeros(len(point.loss), dtype=torch.int64, device=point.loss.device)
         return {
             "first_norm": _norm(point.grad),
-            "first_loss": point.loss,
+            # What falls by more than its own size over eps has met the rounding of its fall.
+            "far": point.loss - point.loss.abs().clamp_min(1) / torch.finfo(point.loss.dtype).eps,
             "promised": torch.zeros_like(point.loss),
             "met": count - 1,
             "stalls": count,
@@ -245,10 +246,7 @@ class ToleranceStop(EngineStop):
             met = met.masked_fill((met < 0) & stuck, 3)
             met = met.masked_fill((met < 0) & (stalls >= _LONG_STALLS), 4)
         falls = point.loss < -(finfo.max**0.5)
-        # What halts so far below where it began, and as steep, has met the rounding of its fall.
-        first = memory["first_loss"]
-        far = finfo.eps * (first - point.loss) > first.abs().clamp_min(1)
-        falls |= (met >= 0) & steep & far
+        falls |= (met >= 0) & steep & (point.loss < memory["far"])
         return met.masked_fill(falls, 5), memory
 
     def learn(
@@ -277,7 +275,7 @@ class ToleranceStop(EngineStop):
         promised = torch.maximum(memory["promised"], proposal.gain)
         return {
             "first_norm": memory["first_norm"],
-            "first_loss": memory["first_loss"],
+            "far": memory["far"],
             "promised": promised.masked_fill(lower, 0),  # by the steps that have failed since
             "met": met,
             "stalls": (memory["stalls"] + 1).masked_fill(lower, 0),
