@@ -4,11 +4,14 @@ import json
 import warnings
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from logged_rows import with_rows_of_training
 from scipy.stats import binom
+from tiny_rules import Patience
 
 import haltwise
 from haltwise import CurveModel, Curves, InputError, RunMonitor
@@ -99,6 +102,20 @@ def test_as_many_successes_are_lost_as_a_binomial_bound_allows(num: int) -> None
     assert (score[good] < level).sum() == most
     left = np.sort(score[good])[most]  # by the next level one more is lost
     assert not ((score >= level) & (score < left)).any()
+
+
+def test_rows_of_training_alone_change_no_certificate_of_a_rule_of_ones_own() -> None:
+    """The monitor that uses it is updated with the metric alone."""
+    rng = np.random.default_rng(0)
+    losses = np.minimum.accumulate(rng.uniform(0.0, 3.0, (200, 12)), 1)
+    settings: dict[str, Any] = {"target": 0.1, "budget": 12.0}
+    whole, alone = with_rows_of_training(losses, ["all"] * 200, **settings)
+    found, expected = (
+        certify_curves(Patience(), runs, level=0.3, confidence=0.9, grouped=False).require()
+        for runs in (whole, alone)
+    )
+    assert found == expected
+    assert found.savings > 0
 
 
 @pytest.mark.parametrize("confidence", [0.9, None])

@@ -4,6 +4,7 @@ import json
 import re
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from haltwise._core.errors import DataWarning
 from haltwise.cli import cli
 from haltwise.cli import learn as learn_command
 from haltwise.curves import certify_curves, forecast, load_curve_model, read
+from haltwise.curves.curves import Floats
 from haltwise.curves.learning import Learned, folds_of, learn, rows_of
 from haltwise.curves.levels import GiveUps, candidate_levels, level_for
 from haltwise.curves.rules.last_improvement import LastImprovementRule
@@ -97,7 +99,7 @@ def test_rows_of_training_alone_change_nothing_of_what_validations_say(tmp_path:
     assert num_stopped > 5
 
 
-def test_successes_beyond_the_budget_are_told() -> None:
+def test_successes_beyond_the_budget_are_told(tmp_path: Path) -> None:
     runs = some_runs(150, 0, groups=3)
     late = (runs.succeeded & (runs.spent > 15.0)).sum()
     assert 10 < late < runs.succeeded.sum()
@@ -105,10 +107,16 @@ def test_successes_beyond_the_budget_are_told() -> None:
     message = f"{late} of 150 runs meet their target beyond their budget, and count as successes"
     with pytest.warns(DataWarning, match=message):
         model = learn(runs).model
+    others = replace(some_runs(150, 1), budget=np.full(150, 15.0))
     with pytest.warns(DataWarning, match="beyond their budget"):
-        assert (
-            judge_curves(model, replace(some_runs(150, 1), budget=np.full(150, 15.0))).runs == 150
-        )
+        assert judge_curves(model, others).runs == 150
+    # Following the advice ends the warning, also where budgets are rounded down by a digit.
+    rounded = replace(others, budget=others.budget * (1 - 1e-12))
+    with pytest.warns(DataWarning, match="3600 points of 150"):
+        rounded.within_budgets().save(tmp_path / "within.npz")
+    assert judge_curves(model, read(tmp_path / "within.npz")).succeeded < others.succeeded.sum()
+    larger = replace(others, budget=np.full(150, 39.0))
+    assert judge_curves(model, larger).succeeded == others.succeeded.sum()
 
 
 @pytest.mark.filterwarnings("ignore::haltwise.FitWarning")
@@ -129,6 +137,50 @@ def test_points_beyond_a_named_budget_are_left_out(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "x.json").read_text())["spent"] == 10
     CliRunner().invoke(cli, [*judge, "8"])
     assert json.loads((tmp_path / "x.json").read_text())["spent"] == 14
+
+
+def test_runs_whose_first_validation_lies_beyond_a_named_budget_are_left_out() -> None:
+    runs, steps = [], np.arange(1.0, 31.0)
+    for curve in some_runs(60, 0):
+        loss = curve.loss[:30] - 0.3
+        runs.append({"step": steps, "loss": loss, "train_loss": loss})
+    late = [{**run, "loss": np.where(steps < 25, np.nan, 0.5)} for run in runs[:2]]
+    later = {"step": steps + 20, "loss": np.full(30, 0.5), "train_loss": np.full(30, 0.5)}
+
+    def within(*runs: dict[str, Floats]) -> Curves:
+        settings: dict[str, Any] = {"metric": "loss", "target": 1.0, "budget": 20.0}
+        groups = [f"g{i % 5}" for i in range(len(runs))]
+        return Curves.from_runs(runs, cost="step", group=groups, **settings).within_budgets()
+
+    with pytest.warns(DataWarning, match="610 points of 61 of 61 .*, and 1 of these runs whole"):
+        assert within(*runs, late[0]).num_runs == 60
+    with pytest.warns(DataWarning, match="650 points of 63 of 63 .*, and 3 of these runs whole"):
+        found = within(late[0], *runs, later, late[1])
+    with pytest.warns(DataWarning, match="600 points of 60 of 60 .* and are left out: a run"):
+        expected = within(*runs)
+    np.testing.assert_array_equal(found.values, expected.values)
+    np.testing.assert_array_equal(found.offset, expected.offset)
+    assert found.spent.tolist() == [curve.cost[curve.success] for curve in expected]
+    assert found.name.tolist() == [*map(str, range(1, 61))]
+    with pytest.raises(InputError, match=r"every point lies beyond .* in units of step"):
+        within(later)
+
+
+def test_a_metric_that_was_never_measured_is_named(learned: Learned) -> None:
+    runs = Curves.from_runs(
+        [{"loss": np.full(5, np.nan), "train_loss": np.arange(5.0)}] * 30,
+        metric="loss",
+        target=1.0,
+        budget=9.0,
+    )
+    for ask in (
+        learn,
+        partial(judge_curves, learned.model),
+        partial(learn_to_stop, price=0.01),
+        partial(certify_curves, learned.model, level=0.1, confidence=0.9, grouped=False),
+    ):
+        with pytest.raises(InputError, match="no run ever measured its metric 'loss'"):
+            ask(runs)
 
 
 def short_runs(seed: int, target: float | None = 0.3) -> Curves:

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 from in_process import Result, haltwise
+from tiny_rules import patience
 
 from haltwise import RunMonitor
 from haltwise._core.errors import DataWarning
@@ -150,6 +151,26 @@ def test_the_last_value_is_told_where_rows_of_training_follow(
     log.write_text("step,train_loss,loss\n0,3.5,\n0,,3\n1,,2\n2,1.5,\n")
     found = watch(log, "--cost", "step", "--budget", budget, "--once")
     assert found.stdout == f"{log}: {verdict}\n"
+
+
+@pytest.mark.parametrize("num", [2, 3, 5])
+def test_a_rule_of_ones_own_sees_the_rows_that_a_monitor_is_updated_with(
+    log: Path, num: int
+) -> None:
+    """Rows of training between validations are no points without progress."""
+    values = [3.0, 2.0, 2.5, 2.4, 1.9, 2.0, 2.0, 2.0, 2.0]
+    monitor, rows = patience(num), ["step,train_loss,loss", "0,3.9,", "1,3.8,"]
+    for place, value in enumerate(values):
+        step = 3 * place + 2
+        rows += [f"{step},,{value}", f"{step + 1},{value - 0.1},", f"{step + 2},{value - 0.2},"]
+        if monitor.reason is None:
+            monitor.update(value, cost=step)
+    log.write_text("\n".join([*rows, ""]))
+    found = watch(log, "--once", "--cost", "step", "--level", 0.5 - num)
+    assert monitor.should_stop == (num < 5)
+    told = f"{monitor.curve.loss[-1]:g} at {monitor.curve.cost[-1]:g}"
+    expected = f"give up, loss {told}: {monitor.reason}" if monitor.should_stop else "go on, "
+    assert f"{log}: {expected}" in found.stdout
 
 
 def test_half_a_line_is_not_read(log: Path) -> None:

@@ -253,8 +253,10 @@ def _judge(curve: Curve, rule: LevelledRule) -> _Verdict:
         f"{learned} within its budget, but there is none; name one (--budget), in units of the "
         "cost",
     )
-    measured = np.flatnonzero(curve.is_measured)
-    last = int(measured[-1]) if len(measured) else curve.num_points - 1
+    spent = curve.cost[-1]
+    if curve.is_measured.any():
+        curve = curve.measured()  # those at which a monitor in the loop is updated
+    last = curve.num_points - 1
     if curve.success >= 0:
         return _Verdict("success", f"the target {curve.target:g} is met, {at(curve.success)}")
     place = rule.gives_up(curve)
@@ -262,6 +264,6 @@ def _judge(curve: Curve, rule: LevelledRule) -> _Verdict:
         why = rule.rule.why(curve.until(place + 1))
         what = "stop" if isinstance(rule.rule, StopModel) else "give up"
         return _Verdict("give up", f"{what}, {at(place)}: {why}")
-    if curve.cost[-1] >= curve.budget:
+    if spent >= curve.budget:
         return _Verdict("end", f"the budget {curve.budget:g} is spent, {at(last)}")
-    return _Verdict("go on", f"go on, {at(last)} after {len(measured)} points")
+    return _Verdict("go on", f"go on, {at(last)} after {curve.num_points} points")

@@ -67,9 +67,9 @@ def certify_curves(
         >>> found.require().statement
         'with 90 % confidence, the share of successes given up is at most 0.05'
     """
-    digest, succeeded = rule.digest, curves.succeeded
+    digest, curves = rule.digest, curves.measured()
     require(
-        bool(succeeded.any()),
+        bool(curves.succeeded.any()),
         "no run meets its target, so there is no success to lose; name another target",
     )
     require_unseen_runs(rule, curves)

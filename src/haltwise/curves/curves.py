@@ -415,29 +415,43 @@ class Curves:
         return replace(self, budget=budget)
 
     def within_budgets(self) -> "Curves":
-        """The same without the points beyond the budget of a run, but for its first.
+        """The same without the points beyond the budget of a run.
+
+        Runs are left out that measured their metric nowhere else, where others did.
+
+        Raises:
+            InputError: No point lies within.
 
         Warns:
-            DataWarning: There are some.
+            DataWarning: Some do not.
         """
         run = np.repeat(np.arange(self.num_runs), self.num_points)
-        kept = ~(self.cost > self.budget[run] * (1 + _ROUNDING))
-        kept[self.offset[:-1]] = True
-        if kept.all():
+        within = ~(self.cost > self.budget[run] * (1 + _ROUNDING))
+        if within.all():
             return self
-        cut = np.unique(run[~kept])
+        require(
+            bool(within.any()),
+            "every point lies beyond the budget of its run; name a larger one, in units of "
+            f"{self.cost_unit}",
+        )
+        cut = np.unique(run[~within])
+        known = within & self.is_measured
+        left = np.unique(run[known if known.any() else within])
+        whole = self.num_runs - len(left)
+        also = f", and {whole} of these runs whole, which measured no {self.metric!r} before it"
         warn(
-            f"{int((~kept).sum())} points of {len(cut)} of {self.num_runs} runs lie beyond their "
-            "budget and are left out: a run that meets its target there does not succeed",
+            f"{int((~within).sum())} points of {len(cut)} of {self.num_runs} runs lie beyond their "
+            f"budget and are left out{also if whole else ''}: a run that meets its target there "
+            "does not succeed",
             DataWarning,
         )
-        ends = np.cumsum(np.bincount(run[kept], minlength=self.num_runs))
+        ends = np.cumsum(np.bincount(run[within], minlength=self.num_runs))
         return replace(
             self,
-            cost=self.cost[kept],
-            values=self.values[kept],
+            cost=self.cost[within],
+            values=self.values[within],
             offset=np.concatenate(([0], ends)).astype(np.int64),
-        )
+        ).select(left)
 
     # ------------------------------------------------------------------------------- what is known
 
@@ -450,6 +464,11 @@ class Curves:
     def num_points(self) -> Integers:
         """Of each run, shape [n]."""
         return np.diff(self.offset)
+
+    @property
+    def is_measured(self) -> Booleans:
+        """At which points the metric was measured, also as infinite, shape [P]."""
+        return ~np.isnan(self.values[:, self.columns.index(self.metric)])
 
     @property
     def success(self) -> Integers:
@@ -479,6 +498,11 @@ class Curves:
         """Which runs ended before their budget, by more than one of their gaps, without success."""
         gaps = np.array([np.diff(curve.cost, prepend=0.0).max() for curve in self])
         return ~self.succeeded & (self.spent + 1.5 * gaps < self.budget)
+
+    @property
+    def late(self) -> Booleans:
+        """Which runs met their target beyond their budget, shape [n]."""
+        return self.succeeded & (self.spent > self.budget * (1 + _ROUNDING))
 
     def __len__(self) -> int:
         return self.num_runs
@@ -525,9 +549,13 @@ class Curves:
         """The same with the points of each run at which its metric was measured; others are lost.
 
         What else was known stands on, as where training and validation have rows of their own.
+
+        Raises:
+            InputError: It was measured nowhere.
         """
-        known = ~np.isnan(self.values[:, self.columns.index(self.metric)])
-        if known.all() or not known.any():
+        known = self.is_measured
+        require(bool(known.any()), f"no run ever measured its metric {self.metric!r}; name another")
+        if known.all():
             return self
         parts = [curve.measured() for curve in self]
         sizes = [curve.num_points for curve in parts]

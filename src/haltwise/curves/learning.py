@@ -200,12 +200,12 @@ def with_room(curves: Curves) -> Curves:
             f"{int((~room).sum())} of {curves.num_runs} runs are left out: their budget is 0",
             DataWarning,
         )
-    late = int((curves.succeeded & (curves.spent > curves.budget))[room].sum())
+    late = int(curves.late[room].sum())
     if late:
         warn(
             f"{late} of {curves.num_runs} runs meet their target beyond their budget, and count as "
-            "successes; if they are none, leave out what was logged there (Curves.within_budgets), "
-            "or name the budget (--budget), else a larger one",
+            "successes; if they are none, leave out what was logged there, as by haltwise.curves."
+            "read(PATH).within_budgets().save(FILE), else name a larger budget (--budget)",
             DataWarning,
         )
     return curves.select(room)

@@ -210,7 +210,7 @@ def judgeable(curves: Curves, worth: Floats) -> tuple[Curves, Floats]:
     Warns:
         DataWarning: Some have not.
     """
-    worth = worth[np.concatenate([curve.is_measured for curve in curves])]
+    worth = worth[curves.is_measured]
     curves = curves.measured().with_targets(np.nan)
     kept = np.isfinite(worth[curves.offset[:-1]]) & (curves.num_points > 1) & (curves.budget > 0)
     require(bool(kept.any()), f"no run has {_NEEDED}; record others")

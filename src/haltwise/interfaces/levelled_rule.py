@@ -38,7 +38,7 @@ class LevelledRule:
             for some; .01 if nothing is given.
         cost_unit: What cost is counted in. Unless it is the unit of the learned rule's card, levels
             for successes lost are translated by the run's budget.
-        min_points: A run whose metric was measured at fewer points is not given up.
+        min_points: A run of fewer points is not given up.
 
     Raises:
         InputError: There is no such rule, no level for it, or the certificate is of another, or of
@@ -153,7 +153,7 @@ class LevelledRule:
             CalibrationWarning: Its budget lies far outside those that the certificate speaks for.
         """
         self._compare(curve.budget)
-        start = max(start, self._first(curve))
+        start = max(start, self.min_points - 1)
         end = curve.success if curve.success >= 0 else curve.num_points
         if start >= end:
             return None
@@ -168,12 +168,6 @@ class LevelledRule:
         )
         below = np.flatnonzero(scores[start:end] < self.level(curve.budget))  # NaN is below nothing
         return start + int(below[0]) if len(below) else None
-
-    def _first(self, curve: Curve) -> int:
-        """The point by which the metric was measured often enough; beyond the last if none is."""
-        known = curve.until(self.min_points).is_measured  # in a loop all are
-        places = np.flatnonzero(known if known.all() else curve.is_measured)
-        return int(np.append(places, curve.num_points)[: self.min_points][-1])
 
     def _compare(self, budget: float) -> None:
         """Say once where a budget is as if its unit were not that of the runs certified."""
