@@ -104,6 +104,16 @@ def test_as_many_successes_are_lost_as_a_binomial_bound_allows(num: int) -> None
     assert not ((score >= level) & (score < left)).any()
 
 
+def test_groups_too_small_for_a_level_are_warned_of_once() -> None:
+    rng = np.random.default_rng(0)
+    group = np.arange(400) // 20
+    good = np.arange(400) % 20 < 3
+    curves = of_scores(good, rng.normal(3.0 * good, 1.0), group)
+    with pytest.warns(CalibrationWarning, match="no group has more than 3 problems") as told:
+        certify_curves(Shown(), curves, level=0.1, confidence=0.9).require()
+    assert len(told) == 1
+
+
 def test_rows_of_training_alone_change_no_certificate_of_a_rule_of_ones_own() -> None:
     """The monitor that uses it is updated with the metric alone."""
     rng = np.random.default_rng(0)

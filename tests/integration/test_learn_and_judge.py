@@ -28,6 +28,7 @@ from haltwise.curves.stopping import learn_to_stop
 from haltwise.evaluation.give_up import judge_curves, judge_learned
 from haltwise.evaluation.stop_early import judge_stops
 from haltwise.models import card_of
+from haltwise.report.replay import replay
 
 
 def some_runs(num: int, seed: int, groups: int = 5) -> Curves:
@@ -74,6 +75,21 @@ def test_rows_of_training_alone_change_nothing_of_what_validations_say(tmp_path:
     assert judge_curves(model, whole) == judge_curves(model, alone)
     with pytest.warns(DataWarning, match="100 % of these runs are among those"):
         judge_curves(model, both(0)[0])
+    shown, expected_shown = (
+        replay(model, runs, num_runs=5, min_points=8) for runs in (whole, alone)
+    )
+    assert shown == expected_shown
+    for curve, short in zip(whole.select([0, 1]), alone.select([0, 1]), strict=True):
+        known, chance, score = curve.is_measured, model.chance(curve), model.score(curve)
+        np.testing.assert_array_equal(score[known], model.score(short))
+        assert np.isposinf(score[~known]).all()
+        # Until the next validation the last one stands, and before the first nothing does.
+        np.testing.assert_array_equal(chance[2:-1], np.repeat(model.chance(short), 3)[:-3])
+        assert (chance[:2] == 1).all()
+        for num in (1, 2, 3, 60, 61, 120):
+            assert model.last_score(curve.until(num)) == pytest.approx(score[num - 1])
+            assert model.last_chance(curve.until(num)) == pytest.approx(chance[num - 1])
+        assert model.unusual(curve.until(61)) == model.unusual(short.until(20))
     found, same = (
         certify_curves(model, runs, level=0.1, confidence=None) for runs in (whole, alone)
     )
@@ -115,6 +131,8 @@ def test_successes_beyond_the_budget_are_told(tmp_path: Path) -> None:
     with pytest.warns(DataWarning, match="3600 points of 150"):
         rounded.within_budgets().save(tmp_path / "within.npz")
     assert judge_curves(model, read(tmp_path / "within.npz")).succeeded < others.succeeded.sum()
+    others.save(tmp_path / "beyond.npz")  # of a budget that nobody names nothing is left out
+    assert read(tmp_path / "beyond.npz").num_points.tolist() == others.num_points.tolist()
     larger = replace(others, budget=np.full(150, 39.0))
     assert judge_curves(model, larger).succeeded == others.succeeded.sum()
 
@@ -173,6 +191,9 @@ def test_a_metric_that_was_never_measured_is_named(learned: Learned) -> None:
         target=1.0,
         budget=9.0,
     )
+    with pytest.warns(DataWarning, match="2 points of 1 of 30 runs"):
+        some = replace(runs, budget=np.append(np.full(29, np.nan), 2.0)).within_budgets()
+    assert some.num_points.tolist() == [5] * 29 + [3]
     for ask in (
         learn,
         partial(judge_curves, learned.model),

@@ -145,10 +145,16 @@ def test_the_verdict_of_a_whole_log(
     ("budget", "verdict"),
     [(9, "go on, loss 2 at 1 after 2 points"), (2, "the budget 2 is spent, loss 2 at 1")],
 )
+@pytest.mark.parametrize("before", [True, False])
+@pytest.mark.filterwarnings("ignore:left out:haltwise.DataWarning")
 def test_the_last_value_is_told_where_rows_of_training_follow(
-    log: Path, budget: int, verdict: str
+    log: Path, budget: int, verdict: str, before: bool
 ) -> None:
-    log.write_text("step,train_loss,loss\n0,3.5,\n0,,3\n1,,2\n2,1.5,\n")
+    rows = ["0,,3", "1,,2"]
+    if before:
+        rows = [",,3"]  # nobody knows when
+        verdict = verdict.replace("2 at 1", "nan at 2").replace("2 points", "0 points")
+    log.write_text("\n".join(["step,train_loss,loss", "0,3.5,", *rows, "2,1.5,", ""]))
     found = watch(log, "--cost", "step", "--budget", budget, "--once")
     assert found.stdout == f"{log}: {verdict}\n"
 

@@ -266,4 +266,4 @@ def _judge(curve: Curve, rule: LevelledRule) -> _Verdict:
         return _Verdict("give up", f"{what}, {at(place)}: {why}")
     if spent >= curve.budget:
         return _Verdict("end", f"the budget {curve.budget:g} is spent, {at(last)}")
-    return _Verdict("go on", f"go on, {at(last)} after {curve.num_points} points")
+    return _Verdict("go on", f"go on, {at(last)} after {curve.is_measured.sum()} points")
