@@ -194,6 +194,7 @@ def test_a_metric_that_was_never_measured_is_named(learned: Learned) -> None:
     with pytest.warns(DataWarning, match="2 points of 1 of 30 runs"):
         some = replace(runs, budget=np.append(np.full(29, np.nan), 2.0)).within_budgets()
     assert some.num_points.tolist() == [5] * 29 + [3]
+    assert learned.model.unusual(runs[0]) == ()
     for ask in (
         learn,
         partial(judge_curves, learned.model),

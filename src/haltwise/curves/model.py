@@ -284,9 +284,9 @@ class CurveModel(CurveRule):
 
     def unusual(self, curve: Curve) -> tuple[str, ...]:
         """Features whose value at the last point lies beyond what the model was learned on."""
-        last = curve_features(curve.measured(), last=1)[0]
         return tuple(
             name
+            for last in curve_features(curve.measured(), last=1)  # none where nothing is known
             for name, value in zip(FEATURES, last, strict=True)
             if name in self.card.ranges
             and not np.isnan(value)

@@ -72,7 +72,7 @@ def read(
         target: The value of the metric that is a success: a number, one a run, or the name of a
             column or label that holds it.
         budget: What a run may spend, in units of the cost; as `target`. Points beyond one that is
-            named are left out.
+            named are left out, and so are runs that measured no metric before.
         group: The column or label that says the group of each run, or one text a run. Labels are
             the texts that are the same throughout a run, "run", and for files of a folder "folder",
             in which they lie, and "file". Each run is a group of its own if there is none.
