@@ -104,6 +104,18 @@ def test_as_many_successes_are_lost_as_a_binomial_bound_allows(num: int) -> None
     assert not ((score >= level) & (score < left)).any()
 
 
+def test_runs_given_up_at_their_last_point_hide_no_level_that_saves() -> None:
+    rng = np.random.default_rng(0)
+    late = [{"loss": [2.0, 1.5], "score": [9.0, value]} for value in np.linspace(-10, -1, 2740)]
+    early = [{"loss": [2.0, 1.5], "score": [value, 9.0]} for value in np.linspace(-0.9, -0.5, 8)]
+    good = [{"loss": [2.0, 0.5], "score": [value, 9.0]} for value in rng.uniform(-0.4, 5, 200)]
+    curves = Curves.from_runs([*late, *early, *good], metric="loss", target=1.0)
+    found = certify_curves(Shown(), curves, level=0.02, confidence=0.9, grouped=False).require()
+    assert found.score_level is not None
+    assert found.score_level > -0.5
+    assert found.savings >= 8 / len(curves)
+
+
 def test_groups_too_small_for_a_level_are_warned_of_once() -> None:
     rng = np.random.default_rng(0)
     group = np.arange(400) // 20

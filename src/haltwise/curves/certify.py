@@ -76,7 +76,10 @@ def certify_curves(
     groups = curves.group.tolist() if grouped else None
     warn_of_copied_runs(curves, groups)
     scores = checked_scores(rule, curves)
-    levels = candidate_levels(curves, scores)
+    # At its last point a run is given up for nothing; else with each level more is saved.
+    levels = candidate_levels(curves, [score[:-1] for score in scores])
+    if len(levels) == 0:
+        levels = candidate_levels(curves, scores)
     require(
         len(levels) > 0,
         f"{type(rule).__name__} has no finite score before a run ends, so it gives none of them "
