@@ -22,6 +22,8 @@ from haltwise.processes.signals import init_signals, measure_signals
 from haltwise.rollout import record
 from haltwise.stop_rules import CostUnit, DecisionTime, ReturnedIterate, StopPolicy
 from haltwise.tasks import family
+from haltwise.testing import check_update_rule
+from haltwise.update_rules import PooledGradient, State, SupportsChunks, UpdateRule, UpdateStep
 
 HALVES: dict[str, Any] = {
     "sizes": [9, None],
@@ -198,6 +200,80 @@ def test_tensors_that_are_moved_at_once_move_as_by_themselves(
     ]
     if state_dtype is None:
         assert_close(*outputs, rtol=1e-7, atol=1e-9)
+
+
+class Delayed(UpdateRule, SupportsChunks):
+    """Moves by older gradients, too: entries of its state are those of others before the step."""
+
+    def init(self, params: Tensor) -> State:
+        zeros = torch.zeros_like(params)
+        pair, turns = zeros.unsqueeze(-1).repeat(1, 1, 2), torch.eye(2, dtype=params.dtype)
+        own = {"turns": turns.repeat(len(params), 1, 1).cumsum(1), "even": zeros[:, 0]}
+        return {
+            "last": zeros,
+            "before": zeros,
+            "pair": pair,
+            "first": zeros,
+            **own,
+            "odd": zeros[:, 0] + 1,
+        }
+
+    def update(self, grad: Tensor, state: State) -> UpdateStep:
+        older = state["last"] + 2 * state["before"] + 3 * state["first"]
+        share = (1 + state["even"] + state["turns"][:, 0, 1]).unsqueeze(1)
+        after = {
+            "last": grad,
+            "before": state["last"],
+            "pair": torch.stack((state["pair"][..., 1], grad), -1),
+            "first": state["pair"][..., 0],
+            "turns": state["turns"].mT,
+            "even": state["odd"],
+            "odd": state["even"],
+        }
+        return UpdateStep.without_readout(-0.1 * share * (grad + older), after)
+
+    def update_chunk(self, grad: Tensor, state: State, pooled: PooledGradient) -> UpdateStep:
+        return self.update(grad, state)
+
+
+class CountsInPlace(UpdateRule, SupportsChunks):
+    """A chunk may take the memory of its state, also where that is of the whole tensor."""
+
+    def init(self, params: Tensor) -> State:
+        return {"count": torch.zeros_like(params[:, :1]), "mean": torch.zeros_like(params)}
+
+    def update(self, grad: Tensor, state: State) -> UpdateStep:
+        return self._move(grad, {name: value.clone() for name, value in state.items()})
+
+    def update_chunk(self, grad: Tensor, state: State, pooled: PooledGradient) -> UpdateStep:
+        return self._move(grad, state)
+
+    def _move(self, grad: Tensor, state: State) -> UpdateStep:
+        count, mean = state["count"].add_(1), state["mean"].mul_(0.9).add_(grad)
+        return UpdateStep.without_readout(-0.1 * mean / count, {"count": count, "mean": mean})
+
+
+@pytest.mark.parametrize("chunk_size", [None, 1, 2, 3, 7])
+@pytest.mark.parametrize("sizes", [[12], [1, 2, 3, 6]])
+@pytest.mark.parametrize("rule", [Delayed(), CountsInPlace()])
+def test_rules_may_return_old_entries_under_other_names_and_write_in_place(
+    rule: UpdateRule, sizes: list[int], chunk_size: int | None
+) -> None:
+    check_update_rule(rule)
+    learned = random_model("sgd")
+    learned.rule = rule
+    expected = randn(12, dtype=DOUBLE)
+    params = [nn.Parameter(part.clone()) for part in expected.split(sizes)]
+    state = rule.init(expected.unsqueeze(0))
+    optimizer = LearnedOptimizer(params, learned, chunk_size=chunk_size, guard=False)
+    for step in range(5):
+        grad = randn(12, seed=step, dtype=DOUBLE)
+        for param, own in zip(params, grad.split(sizes), strict=True):
+            param.grad = own.clone()
+        optimizer.step()
+        update, _, state = rule.update(grad.unsqueeze(0), state)
+        expected = expected + update[0]
+        assert_close(torch.cat([param.detach() for param in params]), expected)
 
 
 @pytest.mark.parametrize("scale", [0.0, 1e-40, 1e-20, 1e19, 3e38])

@@ -212,7 +212,7 @@ def pool(rows: Iterable[Row], *, maximize: bool) -> PooledGradient:
 def _given(row: Row, span: slice, dtype: torch.dtype) -> State:
     """The rule's state of a piece of a row, in the dtype that is computed in."""
     given = {
-        name: value
+        name: value.clone()  # the rule may write to it, and every chunk begins with the old one
         if name in row.shared
         else _together([state[name][:, span] for state in row.states])
         for name, value in row.states[0].items()
@@ -221,6 +221,21 @@ def _given(row: Row, span: slice, dtype: torch.dtype) -> State:
         name: value.to(dtype) if value.is_floating_point() else value
         for name, value in given.items()
     }
+
+
+def _apart(state: State, given: State) -> State:
+    """What a rule has made of the state that it was given, to be stored there entry by entry.
+
+    It may return what was another entry, whose memory is written to before.
+    """
+    held = {value.untyped_storage().data_ptr() for value in given.values()}
+    apart = {}
+    for name, value in state.items():
+        own = given[name]
+        stays = value.data_ptr() == own.data_ptr() and value.stride() == own.stride()
+        is_of_others = not stays and value.untyped_storage().data_ptr() in held
+        apart[name] = value.clone() if is_of_others else value
+    return apart
 
 
 def init_state(rule: UpdateRule, param: Tensor, state_dtype: torch.dtype | None = None) -> State:
@@ -277,7 +292,8 @@ def move(
     of_tensor: State = {}
     readout = products = torch.zeros((), device=device)
     for span, grad in _pieces(row, maximize=maximize):
-        step = update_chunk(row.rule, grad, _given(row, span, dtype), pooled)
+        given = _given(row, span, dtype)
+        step = update_chunk(row.rule, grad, given, pooled)
         update = lr * step.update
         if values:
             update -= lr * weight_decay * _together([each[:, span].to(dtype) for each in values])
@@ -285,9 +301,9 @@ def move(
         before = {name: widened(_together(parts)) for name, parts in memory.items()}
         readout = readout + widened(step.readout) * grad.shape[1]
         products = products + sum_products(widened(grad), widened(update), before)
-        for name, value in step.state.items():
+        for name, value in _apart(step.state, given).items():
             if name in row.shared:
-                of_tensor[name] = value  # every chunk begins with the old one
+                of_tensor[name] = value
             else:
                 _store([state[name][:, span] for state in row.states], value)
         touched = [each[:, span] for each in row.touched]
