@@ -436,6 +436,35 @@ def test_parameters_in_other_units_are_stopped_at_a_price_as_well(
         assert (found.loss - exact.loss).max() < 0.1
 
 
+@pytest.mark.parametrize(
+    ("method", "curvature", "distance", "price"),
+    [
+        ("bfgs", 1e-4, 1e3, 1.0),
+        ("bfgs", 1e-6, 1e5, 1.0),
+        ("bfgs", 1e-7, 1e4, 0.05),
+        ("bfgs", 1e-7, 1e5, 0.05),
+        ("lbfgs", 1e-4, 1e2, 0.05),
+    ],
+)
+def test_a_price_is_not_held_against_steps_that_are_too_short_to_tell(
+    method: str, curvature: float, distance: float, price: float
+) -> None:
+    """Of parameters in two units: one is as good as found while the other still has far to go."""
+    near, far = torch.randn(2, 20, generator=seeded(1), dtype=DOUBLE)
+    center = torch.stack((0.8 * near + 1, distance * (1 + 0.2 * far)), 1)
+    sizes = torch.tensor([1.0, curvature], dtype=DOUBLE)
+
+    def loss(params: Tensor, center: Tensor) -> Tensor:
+        return ((params - center).square() * sizes).sum(1) / 2
+
+    start = torch.full((20, 2), 2.5, dtype=DOUBLE)
+    solution = haltwise.solve(
+        FunctionBatch(start, loss, {"center": center}), method=method, price=price
+    )
+    assert solution.success.all()
+    assert (solution.loss < 3 * price).all()
+
+
 @settings(max_examples=25, deadline=None)
 @given(seed=st.integers(0, 10**6), method=st.sampled_from(sorted(engines())))
 def test_none_is_ever_worse_than_its_start(seed: int, method: str) -> None:

@@ -83,8 +83,8 @@ class PriceStop(EngineStop):
     Where the gain of a step is known by the curvature at the point (Newton's decrement), a problem
     stops once that is no more than the price. Elsewhere it stops once 10 steps in a row have each
     earned less than the price; 3 are enough where the same is forecast of the next and the gradient
-    is below `FLAT` times the first. It is no success if the gradient is not, and clearly more than
-    the price is left to gain.
+    is below `FLAT` times the first. Of a step that is too short to tell nothing is forecast. It is
+    no success if the gradient is not, and clearly more than the price is left to gain.
 
     Args:
         price: What an evaluation must earn, in units of the loss, shape [M].
@@ -125,6 +125,8 @@ class PriceStop(EngineStop):
 
     def decide(self, point: Point, proposal: Proposal, memory: Memory) -> tuple[Tensor, Memory]:
         poor = proposal.gain <= memory["price"]
+        if proposal.is_short is not None:
+            poor &= ~proposal.is_short
         flat = FLAT * memory["first_norm"]
         solved = poor & (_norm(point.grad) <= flat)
         waited = memory["waited"]
