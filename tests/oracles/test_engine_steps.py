@@ -187,6 +187,20 @@ def test_bfgs_trusts_the_hessian_where_a_short_step_has_confirmed_it() -> None:
         assert taken.all()
         exact = (after["inverse"] - inverse).norm() < 1e-6 * inverse.norm()
         assert (exact.item(), after["sure"].item()) == (confirms, confirms)
+        assert not after["untold"].any()
+        if not confirms:  # what made the step short is learned from, as later on
+            told = {**memory, "untold": torch.tensor([False])}
+            _, later = engines()["bfgs"].learn(point, proposal, seen, told)
+            assert torch.equal(after["inverse"], later["inverse"])
+
+
+def test_bfgs_is_not_sure_of_a_hessian_with_a_negative_eigenvalue() -> None:
+    batch = FunctionBatch(
+        torch.full((1, 2), 0.01, dtype=DOUBLE),
+        lambda params: params[:, 0].square() - params[:, 1].square() + params[:, 1] ** 4,
+    )
+    _, memory = begun("bfgs", batch)
+    assert not memory["sure"].any()
 
 
 @pytest.mark.parametrize(
