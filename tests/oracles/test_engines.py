@@ -513,6 +513,18 @@ def test_a_loss_that_falls_without_bound_along_a_line_is_no_success(
     assert haltwise.solve(problem, method=method).success.all()
 
 
+@pytest.mark.parametrize("method", ["bfgs", "lbfgs"])
+def test_a_minimum_far_below_the_start_is_a_success(method: str) -> None:
+    """In single precision, farther than 1 / eps times the first loss; but its gradient is small."""
+    center = torch.linspace(8e3, 2e4, 20).unsqueeze(1).expand(20, 2)
+
+    def loss(params: Tensor, center: Tensor) -> Tensor:
+        return (0.3 * params.square() - params * center).sum(1) + (params / 3e4).cosh().sum(1)
+
+    problem = FunctionBatch(torch.zeros(20, 2), loss, {"center": center})
+    assert haltwise.solve(problem, method=method).success.all()
+
+
 def test_bfgs_begins_without_a_hessian_that_is_not_finite() -> None:
     start = torch.tensor([[0.0], [1.0]], dtype=DOUBLE)  # |x - 3|^1.5 + x^1.5 is kinked at 0
     problem = FunctionBatch(start, lambda x: ((x - 3).abs() ** 1.5 + x.abs() ** 1.5).sum(1))
