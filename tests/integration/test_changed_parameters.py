@@ -202,8 +202,11 @@ def test_a_failure_at_another_start_leaves_no_loss_to_divide_by() -> None:
 
 
 @pytest.mark.parametrize("way", ["another optimizer", "the same optimizer", "a copy"])
-def test_a_loop_that_clips_goes_on_bit_by_bit_whatever_its_next_losses(way: str) -> None:
-    """Of two losses one is far above all, which the guard is to see as it would have."""
+@pytest.mark.parametrize("losses", [(1.0, 1e6, 1.0), (1e6, 1.0, 1.0)])
+def test_a_loop_that_clips_goes_on_bit_by_bit_whatever_its_next_losses(
+    losses: tuple[float, ...], way: str
+) -> None:
+    """One is far above all, which the guard is to see as it would have."""
     param = nn.Parameter(torch.linspace(-2, 2, 8))
 
     def steps(param: nn.Parameter, optimizer: LearnedOptimizer, *factors: float) -> None:
@@ -232,7 +235,7 @@ def test_a_loop_that_clips_goes_on_bit_by_bit_whatever_its_next_losses(way: str)
             other.detach().copy_(param.detach())
         resumed.load_state_dict(saved)
     for each, own in ((param, optimizer), (other, resumed)):
-        steps(each, own, 1.0, 1e6, 1.0)
+        steps(each, own, *losses)
     assert_same(resumed.state_dict(), optimizer.state_dict())
     assert torch.equal(other, param)
 

@@ -7,7 +7,8 @@ from torch import Tensor
 
 from haltwise import FunctionBatch
 from haltwise.engines import EngineObservation, Memory, Point, Proposal, engines
-from haltwise.engines.curvature import newton_direction
+from haltwise.engines.base import within
+from haltwise.engines.curvature import eigh, newton_direction
 
 
 def begun(name: str, batch: FunctionBatch) -> tuple[Point, Memory]:
@@ -181,6 +182,8 @@ def test_bfgs_trusts_the_hessian_where_a_short_step_has_confirmed_it() -> None:
     for confirms in (True, False):
         proposal, seen, _, _ = tried("bfgs", far, point, memory)
         assert proposal.move.norm() < 3  # 1 along each eigenvector
+        assert proposal.is_short is not None
+        assert proposal.is_short.all()
         if not confirms:
             seen = seen._replace(grad=point.grad + 2 * (seen.grad - point.grad))
         taken, after = engines()["bfgs"].learn(point, proposal, seen, memory)
@@ -240,6 +243,7 @@ def test_after_four_steps_that_failed_what_was_learned_is_dropped(name: str) -> 
     """The next is a step of the curvature along the last one that was taken, and whole."""
     batch, _ = bowl(4)
     point, memory = begun(name, batch)
+    assert name == "lbfgs" or memory["sure"].all()
     key = {"bfgs": "inverse", "lbfgs": "scale"}[name]
     memory = {**memory, key: 0.1 * memory[key]}  # short of the minimum
     proposal, seen, taken, memory = tried(name, batch, point, memory)
@@ -255,6 +259,30 @@ def test_after_four_steps_that_failed_what_was_learned_is_dropped(name: str) -> 
         taken, memory = engines()[name].learn(point, proposal, higher, memory)
         assert not taken.any()
     torch.testing.assert_close(engines()[name].propose(point, memory).move, -scale * point.grad)
+    assert name == "lbfgs" or not memory["sure"].any()
+
+
+def test_a_first_step_that_failed_four_times_confirms_nothing() -> None:
+    """Where the inverse begins anew, the next step is not that which the Hessian is told by."""
+    batch, _ = bowl(6)
+    point, memory = begun("bfgs", FunctionBatch(1e4 * batch.start, batch.loss))
+    higher = EngineObservation(point.loss + 1e9, point.grad)
+    for _ in range(4):
+        assert memory["untold"].all()
+        proposal = engines()["bfgs"].propose(point, memory)
+        _, memory = engines()["bfgs"].learn(point, proposal, higher, memory)
+    assert not memory["untold"].any()
+
+
+def test_a_step_that_bounds_cut_does_not_tell_what_is_left() -> None:
+    batch, _ = bowl(2)
+    point, memory = begun("newton", batch)
+    proposal = engines()["newton"].propose(point, memory)
+    for share in (2.0, 0.5):
+        found = within(share * proposal.move.abs(), point, proposal)
+        assert found.is_short is not None
+        assert (found.is_short.item(), found.is_known.item()) == (share < 1, share > 1)
+        torch.testing.assert_close(found.move, min(share, 1.0) * proposal.move)
 
 
 def test_bfgs_learns_the_inverse_of_a_quadratic() -> None:
@@ -286,6 +314,19 @@ def test_bfgs_learns_the_inverse_of_a_quadratic() -> None:
     expected = left @ memory["inverse"] @ left.mT + s @ s.mT / (s.mT @ y)
     torch.testing.assert_close(after["inverse"][taken], expected[taken])
     assert taken.any()
+
+
+@pytest.mark.parametrize(("dtype", "size"), [(torch.float32, 2.0**100), (DOUBLE, 2.0**900)])
+def test_eigenvalues_of_large_matrices_are_those_of_small_ones_in_their_size(
+    dtype: torch.dtype, size: float
+) -> None:
+    matrix = torch.randn(3, 4, 4, generator=seeded(1), dtype=DOUBLE).to(dtype)
+    matrix = matrix + matrix.mT
+    values, vectors = torch.linalg.eigh(matrix)
+    for unit in (1.0, size):
+        found, along = eigh(unit * matrix)
+        torch.testing.assert_close(found / unit, values)
+        torch.testing.assert_close(along, vectors)
 
 
 @pytest.mark.parametrize("definite", [True, False])
