@@ -150,7 +150,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
         self._models = GroupModels()
         self._on_device = DeviceSteps(self._models)
         self._moved: list[Problem] = []  # by the learned rule, at the last step
-        self._forget_changes()
+        self._versions, self._new_starts = Versions(), NewStarts()
         shared = {"lr": lr, "weight_decay": weight_decay, "maximize": maximize, "price": price}
         super().__init__(params, {"weights": weights, **shared})
 
@@ -498,11 +498,6 @@ class LearnedOptimizer(torch.optim.Optimizer):
             before.remove()
             after.remove()
         self._on_device.was_overrun = False
-        self._forget_changes()
-
-    def _forget_changes(self) -> None:
-        """Hold nothing against a state that others have changed another one."""
-        self._versions, self._new_starts = Versions(), NewStarts()
 
     def __getstate__(self) -> dict[str, Any]:
         self._read_device()
@@ -512,7 +507,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self._moved, self._on_device = [], DeviceSteps(self._models)
-        self._forget_changes()
+        self._versions, self._new_starts = Versions(), NewStarts()
 
 
 def _is_capturing() -> bool:
