@@ -59,7 +59,33 @@ static void *allocate(size_t bytes, void **memory)
     return (void *)(((uintptr_t)*memory + ALIGNMENT) / ALIGNMENT * ALIGNMENT);
 }
 
+/* Vectors of 128 bits for the baseline, and its operations on them. */
+#if defined(__aarch64__)
+#define GENERIC_FMA(bits, lanes, a, b, c)                                                          \
+    (generic_f##bits)vfmaq_f##bits((float##bits##x##lanes##_t)(c), (float##bits##x##lanes##_t)(a), \
+                                   (float##bits##x##lanes##_t)(b))
+#else
+#define GENERIC_FMA(bits, lanes, a, b, c) (a) * (b) + (c)
+#endif
 #define GENERIC_SELECT(type, mask, a, b) (type)(((mask) & (a)) | (~(mask) & (b)))
+#define GENERIC(real, bits, lanes)                                                                 \
+    typedef real generic_f##bits __attribute__((vector_size(16)));                                 \
+    typedef int##bits##_t generic_i##bits __attribute__((vector_size(16)));                        \
+    static inline generic_f##bits max_base_f##bits(generic_f##bits a, generic_f##bits b)           \
+    {                                                                                              \
+        return GENERIC_SELECT(generic_f##bits, b < a, (generic_i##bits)a, (generic_i##bits)b);     \
+    }                                                                                              \
+    static inline generic_f##bits min_base_f##bits(generic_f##bits a, generic_f##bits b)           \
+    {                                                                                              \
+        return GENERIC_SELECT(generic_f##bits, a < b, (generic_i##bits)a, (generic_i##bits)b);     \
+    }                                                                                              \
+    static inline generic_f##bits fma_base_f##bits(generic_f##bits a, generic_f##bits b,           \
+                                                   generic_f##bits c)                              \
+    {                                                                                              \
+        return GENERIC_FMA(bits, lanes, a, b, c);                                                  \
+    }
+GENERIC(double, 64, 2)
+GENERIC(float, 32, 4)
 
 /* Baseline: 128-bit vectors, which every supported architecture has. */
 #if defined(__x86_64__)
@@ -81,25 +107,6 @@ static void *allocate(size_t bytes, void **memory)
 #define VMIN(a, b) min_base_f64(a, b)
 #define FMA(a, b, c) fma_base_f64(a, b, c)
 #define RECIP(d) (1 / (d))
-typedef double generic_f64 __attribute__((vector_size(16)));
-typedef int64_t generic_i64 __attribute__((vector_size(16)));
-static inline generic_f64 max_base_f64(generic_f64 a, generic_f64 b)
-{
-    return GENERIC_SELECT(generic_f64, b < a, (generic_i64)a, (generic_i64)b);
-}
-static inline generic_f64 min_base_f64(generic_f64 a, generic_f64 b)
-{
-    return GENERIC_SELECT(generic_f64, a < b, (generic_i64)a, (generic_i64)b);
-}
-static inline generic_f64 fma_base_f64(generic_f64 a, generic_f64 b, generic_f64 c)
-{
-#if defined(__aarch64__)
-    typedef float64x2_t own;
-    return (generic_f64)vfmaq_f64((own)c, (own)a, (own)b);
-#else
-    return a * b + c;
-#endif
-}
 #include "instance.h"
 
 #define REAL float
@@ -116,25 +123,6 @@ static inline generic_f64 fma_base_f64(generic_f64 a, generic_f64 b, generic_f64
 #define VMIN(a, b) min_base_f32(a, b)
 #define FMA(a, b, c) fma_base_f32(a, b, c)
 #define RECIP(d) (1 / (d))
-typedef float generic_f32 __attribute__((vector_size(16)));
-typedef int32_t generic_i32 __attribute__((vector_size(16)));
-static inline generic_f32 max_base_f32(generic_f32 a, generic_f32 b)
-{
-    return GENERIC_SELECT(generic_f32, b < a, (generic_i32)a, (generic_i32)b);
-}
-static inline generic_f32 min_base_f32(generic_f32 a, generic_f32 b)
-{
-    return GENERIC_SELECT(generic_f32, a < b, (generic_i32)a, (generic_i32)b);
-}
-static inline generic_f32 fma_base_f32(generic_f32 a, generic_f32 b, generic_f32 c)
-{
-#if defined(__aarch64__)
-    typedef float32x4_t own;
-    return (generic_f32)vfmaq_f32((own)c, (own)a, (own)b);
-#else
-    return a * b + c;
-#endif
-}
 #include "instance.h"
 
 #if defined(__x86_64__)

@@ -75,7 +75,7 @@ class Problem(NamedTuple):
         return self.record["step"] == 0 and self.decay == 0 and not shows
 
     def sums(self) -> list[Tensor]:
-        """The sum of each gradient, finite if all of it is."""
+        """The sum of each gradient, in the widest dtype: not finite where an entry is not."""
         grads = [param.grad for param in self.params if param.grad is not None]
         return [grad.sum(dtype=widest(grad.device)) for grad in grads]
 
